@@ -1,0 +1,1 @@
+"""Speaker-recognition experiments from one config."""

@@ -1,0 +1,197 @@
+"""Every mistake in a config is found here, before data is touched and before torch is imported."""
+
+import json
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError
+
+from spkexp.errors import ConfigError, UserError
+from spkexp.sections import Config
+from spkexp.signature import Signature, TargetError, read_signature
+
+# Arguments that a config never states: `spkexp.build` derives them from the data or from another module.
+RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "model": ("features", "encoder", "pooling"),
+    "model.encoder": ("in_channels",),
+    "model.pooling": ("channels",),
+    "loss": ("num_classes", "embedding_size", "class_counts", "steps_per_epoch"),
+    "trainer.optimizer": ("params",),
+    "trainer.schedule": ("total_steps", "steps_per_epoch"),
+    "data.sampler": ("num_items",),
+}
+# Nodes that `spkexp.build` turns into objects and that must be there.
+REQUIRED_NODES = ("model.features", "model.encoder", "model.pooling")
+
+
+def config_folder() -> Path:
+    """Where conf/ lies: inside the package in a wheel, beside it in a checkout or an editable install."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"{package}: conf/config.yaml is not beside the package; reinstall spkexp")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise one ConfigError that lists all mistakes of `cfg`, each with its dotted key and the remedy.
+
+    Sections are held against `spkexp.sections`, nodes with a `_target_` against the signature they name.
+    """
+    container, mistakes = _plain(cfg)
+    mistakes += _check_sections(container)
+    for path, node in _nodes(container):
+        mistakes += check_node(path, node)
+    for path in REQUIRED_NODES:
+        if "_target_" not in (_at(container, path) or {}):
+            mistakes.append(f"{path}: missing; it needs a '_target_' that names a class")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+
+
+def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
+    """Mistakes of one `_target_` node: an unknown target, unknown or missing arguments, wrong types."""
+    target = node["_target_"]
+    if not isinstance(target, str):
+        return [f"{path}._target_: expected the import path of a class, got {target!r}"]
+    try:
+        signature = read_signature(target)
+    except TargetError as error:
+        return [f"{path}._target_: {error}"]
+    run_time = RUN_TIME_ARGUMENTS.get(path, ())
+    mistakes = []
+    for key, value in node.items():
+        if key.startswith("_") or key == "???":
+            continue
+        if key not in signature.types:
+            if not signature.accepts_any:
+                mistakes.append(_unknown(f"{path}.{key}", key, signature.name, signature.types))
+        elif key in run_time and not _is_node(value):
+            mistakes.append(f"{path}.{key}: is worked out when the run starts; leave it out")
+        elif not _is_node(value) and value != "???":
+            mistakes += _check_value(f"{path}.{key}", value, signature.types[key])
+    for key in sorted(signature.required - set(node) - set(run_time)):
+        mistakes.append(f"{path}.{key}: missing; {_needs(signature, key)}")
+    return mistakes
+
+
+def _needs(signature: Signature, key: str) -> str:
+    return f"{signature.name} needs it, so set {key} in the group's yaml or on the command line"
+
+
+def _plain(cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """The config as plain containers, and the mistakes of keys that cannot be resolved."""
+    mistakes = []
+    for path in sorted(OmegaConf.missing_keys(cfg)):
+        mistakes.append(f"{path}: missing; give it as {path}=VALUE")
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError([*mistakes, f"{error.full_key or 'config'}: {message}"]) from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}, mistakes
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _nodes(value: object, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, child in value.items():
+            yield from _nodes(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _nodes(child, f"{path}.{index}")
+
+
+def _at(container: Mapping[str, Any], path: str) -> Any:
+    value: Any = container
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _check_sections(container: dict[str, Any]) -> list[str]:
+    try:
+        Config.model_validate(container)
+    except ValidationError as error:
+        return [
+            _describe(".".join(map(str, e["loc"])), e, Config)
+            for e in error.errors()
+            if e["input"] != "???"  # already reported as missing
+        ]
+    return []
+
+
+def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
+    # Strict JSON mode: a list passes for a tuple and an integer for a float, but "3" or true not for 3.
+    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    try:
+        adapter.validate_json(json.dumps(value))
+    except ValidationError as error:
+        errors = error.errors()
+        # For a union each member reports; the first that is about a value names the type people mean.
+        return [_describe(path, errors[0], None)]
+    except (PydanticSerializationError, TypeError):
+        return [f"{path}: {value!r} is no value that a config can hold"]
+    return []
+
+
+_EXPECTED = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+    "tuple": "a list",
+    "none": "null",
+}
+_RELATIONS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
+def _describe(path: str, error: ErrorDetails, root: type | None) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        parent, _, key = path.rpartition(".")
+        return _unknown(path, key, f"'{parent}'" if parent else "the config", _known_keys(root, parent))
+    if kind == "missing":
+        return f"{path}: missing; give it as {path}=VALUE"
+    if kind in _RELATIONS:
+        limit = next(iter(context.values()))
+        return f"{path}: must be {_RELATIONS[kind]} {limit}, got {value!r}"
+    if kind == "literal_error":
+        allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+        close = get_close_matches(str(value), allowed.split(", "), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"{path}: must be one of {allowed}; got {value!r}{hint}"
+    if kind in ("too_short", "too_long"):
+        bound = context.get("min_length", context.get("max_length"))
+        return f"{path}: must have {'at least' if kind == 'too_short' else 'at most'} {bound} items, got {value}"
+    expected = _EXPECTED.get(kind.split("_")[0])
+    return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {error['msg']}, got {value!r}"
+
+
+def _known_keys(root: type | None, path: str) -> list[str]:
+    """Keys of the section at `path`."""
+    section: Any = root
+    for key in filter(None, path.split(".")):
+        section = section.model_fields[key].annotation
+    return list(getattr(section, "model_fields", {}))
+
+
+def _unknown(path: str, key: str, owner: str, known: Mapping[str, Any] | list[str]) -> str:
+    names = [name for name in known if not name.startswith("_")]
+    close = get_close_matches(key, names, n=1)
+    remedy = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(names) or 'nothing'}"
+    return f"{path}: {owner} takes no '{key}'; {remedy}"

@@ -1,0 +1,32 @@
+"""Random numbers from counters: a pure function of (seed, epoch, item, stream).
+
+Nothing depends on who asks or in which order, so a run repeats bit for bit with any number of workers and
+resumes from a position alone.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniform(seed: int, epoch: int, item: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """Uniform in [0, 1), one for each of `item`; `stream` tells independent choices about an item apart."""
+    state = _mix(np.array([seed], dtype=np.uint64))
+    for word in (np.uint64(epoch), np.asarray(item).astype(np.uint64), np.uint64(stream)):
+        state = _mix(state ^ word)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A numpy generator (Philox) whose numbers depend on `key` alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, fig. 16) after one step of its counter."""
+    with np.errstate(over="ignore"):
+        x = x + _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,232 @@
+"""Tables of utterances: read from the formats people have, checked, and kept as columns.
+
+A table is a polars frame with the columns `id`, `path`, `duration` (s, null where unknown), `speaker`, and any
+other. `Utterances` is what training holds of it: numpy columns that worker processes share without copying.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from spkexp.errors import UserError
+
+# What other toolkits call a column; SpeechBrain: ID, wav, length, spk_id.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "ID", "utterance", "utt"),
+    "path": ("path", "wav", "file", "filename"),
+    "duration": ("duration", "length"),
+    "speaker": ("speaker", "spk_id", "speaker_id", "spk"),
+}
+_NUMBERS = {"duration": pl.Float64, "start": pl.Int64, "stop": pl.Int64}
+
+
+class Strings:
+    """A column of text as one buffer and offsets: 1.1 million paths are two arrays, not 1.1 million objects."""
+
+    def __init__(self, values: pl.Series) -> None:
+        encoded = values.cast(pl.Binary)
+        self._ends = encoded.bin.size().cast(pl.Int64).cum_sum().to_numpy()
+        self._buffer = np.frombuffer(b"".join(encoded.to_list()), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._buffer[start : self._ends[index]].tobytes().decode()
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """Columns of a split, all of length N."""
+
+    id: Strings
+    path: Strings
+    duration: NDArray[np.float64]  # s
+    label: NDArray[np.int64]  # index into label_names
+    label_names: list[str]  # sorted
+    start: NDArray[np.int64] | None  # first sample in the file, where rows are segments of files
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def segment(self, item: int, sample_rate: int) -> tuple[int, int] | None:
+        """(first sample, one past the last) of the utterance in its file; None where it is the whole file."""
+        if self.start is None:
+            return None
+        start = int(self.start[item])
+        return start, start + round(self.duration[item] * sample_rate)
+
+    @staticmethod
+    def of(table: pl.DataFrame, label: str) -> "Utterances":
+        """The table's rows, with the column `label` as what is to be learnt."""
+        names = table[label].unique().sort().to_list()
+        codes = table[label].replace_strict(names, list(range(len(names))), return_dtype=pl.Int64)
+        return Utterances(
+            id=Strings(table["id"]),
+            path=Strings(table["path"]),
+            duration=table["duration"].to_numpy(writable=True),
+            label=codes.to_numpy(writable=True),
+            label_names=names,
+            start=table["start"].to_numpy(writable=True) if "start" in table.columns else None,
+        )
+
+
+def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
+    """Read a manifest: CSV (or TSV), JSON as SpeechBrain writes it, Parquet, or a Kaldi folder.
+
+    root: replaces `{data_root}` in paths, and is where relative paths start; None: the manifest's folder.
+    Raises UserError that names the file, and the line or column, and the remedy.
+    """
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise UserError(
+            f"{source}: no such manifest; set data.manifest to a CSV, JSON or Parquet file or a Kaldi folder"
+        )
+    if source.is_dir():
+        table, base = _read_kaldi(source), Path.cwd()
+    else:
+        table, base = _read_file(source), source.parent
+    table = _canonical(table, source)
+    if root is not None and not (base := Path(root).expanduser()).is_dir():
+        raise UserError(f"data.root: {base} is no folder")
+    base = base.resolve()
+    paths = (
+        pl.col("path")
+        .str.replace_all("{data_root}", str(base), literal=True)
+        .str.replace_all("$data_root", str(base), literal=True)
+    )
+    absolute = pl.when(paths.str.starts_with("/")).then(paths).otherwise(pl.concat_str(pl.lit(f"{base}/"), paths))
+    return table.with_columns(absolute.alias("path"))
+
+
+def _read_file(source: Path) -> pl.DataFrame:
+    if source.stat().st_size == 0:
+        raise UserError(f"{source}: the manifest is empty")
+    try:
+        match source.suffix.lower():
+            case ".csv" | ".tsv" | ".txt":
+                separator = "\t" if source.suffix.lower() == ".tsv" else ","
+                # Everything is text first: a speaker '00000020' is a name, not the number 20.
+                return pl.read_csv(source, separator=separator, infer_schema=False)
+            case ".json":
+                return _read_json(source)
+            case ".parquet":
+                return pl.read_parquet(source)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{source}: cannot be read as {source.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    raise UserError(
+        f"{source}: unknown kind of manifest; it must end in .csv, .tsv, .json or .parquet, or be a Kaldi folder"
+    )
+
+
+def _read_json(source: Path) -> pl.DataFrame:
+    try:
+        entries = json.loads(source.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise UserError(f'{source}: expected {{"id": {{"wav": …, "length": …, "spk_id": …}}, …}}')
+    rows = [
+        {"id": name, **{key: None if value is None else str(value) for key, value in entry.items()}}
+        for name, entry in entries.items()
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _read_kaldi(folder: Path) -> pl.DataFrame:
+    columns = {"path": "wav.scp", "speaker": "utt2spk"}
+    tables = []
+    for column, name in columns.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{folder}: a Kaldi folder needs {name}")
+        keys, values = [], []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            key, _, value = line.strip().partition(" ")
+            if not value.strip():
+                raise UserError(f"{file}:{number}: expected 'UTTERANCE {column.upper()}', got {line!r}")
+            if value.rstrip().endswith("|"):
+                raise UserError(f"{file}:{number}: is a command; write the audio to files and list those")
+            keys.append(key)
+            values.append(value.strip())
+        tables.append(pl.DataFrame({"id": keys, column: values}))
+    merged = tables[0].join(tables[1], on="id", how="left", maintain_order="left")
+    missing = merged.filter(pl.col("speaker").is_null())
+    if len(missing):
+        raise UserError(f"{folder / 'utt2spk'}: has no line for {missing['id'][0]} of wav.scp ({len(missing)} in all)")
+    return merged
+
+
+def _canonical(table: pl.DataFrame, source: Path) -> pl.DataFrame:
+    """Our column names and types, an id for every row, no row without a path."""
+    if len(table) == 0:
+        raise UserError(f"{source}: the manifest has no rows")
+    table = table.rename({name: name.strip() for name in table.columns if name != name.strip()})
+    for name, aliases in _ALIASES.items():
+        known = [alias for alias in aliases if alias in table.columns]
+        if known and name not in table.columns:
+            table = table.rename({known[0]: name})
+    if "path" not in table.columns:
+        raise UserError(
+            f"{source}: no column for the audio file; it must be called path or wav, "
+            f"and the columns are {', '.join(table.columns)}"
+        )
+    if "id" not in table.columns:
+        table = table.with_columns(pl.col("path").alias("id"))
+    others = [name for name in table.columns if name not in _NUMBERS]
+    table = table.with_columns(pl.col(others).cast(pl.String))
+    for name, dtype in _NUMBERS.items():
+        if name not in table.columns:
+            continue
+        numbers = table[name].cast(pl.Float64, strict=False)
+        wrong = table.with_row_index("row", offset=2).filter(table[name].is_not_null() & numbers.is_null())
+        if len(wrong):
+            raise UserError(f"{source}:{wrong['row'][0]}: {name} is no number: {wrong[name][0]!r}")
+        table = table.with_columns(numbers.cast(dtype).alias(name))
+    if {"start", "stop"} & set(table.columns):
+        table = _segments(table, source)
+    for name in ("path", "id"):
+        empty = table.with_row_index("row", offset=2).filter(pl.col(name).is_null() | (pl.col(name) == ""))
+        if len(empty):
+            raise UserError(f"{source}:{empty['row'][0]}: {name} is empty")
+    twice = table.filter(pl.col("id").is_duplicated())
+    if len(twice):
+        count = twice["id"].n_unique()
+        raise UserError(
+            f"{source}: id {twice['id'][0]} stands in more than one row ({count} such ids); ids must be unique"
+        )
+    return table
+
+
+def _segments(table: pl.DataFrame, source: Path) -> pl.DataFrame:
+    """Rows that are segments of files, as SpeechBrain cuts VoxCeleb: start and stop in samples at 16 kHz."""
+    if not {"start", "stop"} <= set(table.columns):
+        raise UserError(f"{source}: start and stop (in samples) come together; one of the columns is missing")
+    wrong = table.with_row_index("row", offset=2).filter((pl.col("start") < 0) | (pl.col("stop") <= pl.col("start")))
+    if len(wrong):
+        raise UserError(
+            f"{source}:{wrong['row'][0]}: start {wrong['start'][0]} and stop {wrong['stop'][0]} are no segment"
+        )
+    return table.with_columns(((pl.col("stop") - pl.col("start")) / 16_000).alias("duration"))
+
+
+def filter_table(table: pl.DataFrame, condition: str | None) -> pl.DataFrame:
+    """The rows that meet the SQL `condition` on the table's columns, as in data.filter."""
+    if condition is None:
+        return table
+    try:
+        kept = pl.SQLContext(frame=table, eager=True).execute(f"SELECT * FROM frame WHERE {condition}")
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"data.filter: {str(error).splitlines()[0]}; it is an SQL condition on the columns "
+            f"{', '.join(table.columns)}, e.g. \"speaker != 'x'\""
+        ) from error
+    if len(kept) == 0:
+        raise UserError(f"data.filter: no row of {len(table)} meets {condition!r}")
+    return kept

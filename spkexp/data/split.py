@@ -1,0 +1,102 @@
+"""Train, val and test: from the table's own column, by speaker (disjoint), or by utterance (closed set)."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from spkexp.data.counter import generator
+from spkexp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Names that corpora give to the three.
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "eval": "test",
+}
+SPLITS = ("train", "val", "test")
+
+
+def split_table(
+    table: pl.DataFrame, label: str, by: str, fractions: Sequence[float], seed: int
+) -> dict[str, pl.DataFrame]:
+    """{"train": …, "val": …, "test": …} of `table`; val or test may be empty. Raises UserError."""
+    if by == "auto":
+        by = "column" if "split" in table.columns else "speaker"
+    if by == "column":
+        parts = _by_column(table)
+    else:
+        if abs(sum(fractions) - 1.0) > 1e-6:
+            raise UserError(f"data.split.fractions: must add up to 1, got {list(fractions)}")
+        groups = table["speaker" if by == "speaker" and "speaker" in table.columns else label].to_numpy()
+        parts = (by_speaker if by == "speaker" else by_utterance)(groups, fractions, seed)
+    tables = {name: table.filter(pl.Series(parts == name)) for name in SPLITS}
+    if len(tables["train"]) == 0:
+        raise UserError("data.split: no utterance is left for training; check data.filter and the split column")
+    return tables
+
+
+def _by_column(table: pl.DataFrame) -> NDArray[np.str_]:
+    if "split" not in table.columns:
+        raise UserError("data.split.by=column: the table has no column 'split'; use data.split.by=speaker or utterance")
+    names = table["split"].str.to_lowercase().replace_strict(_NAMES, default=None)
+    unknown = table.filter(names.is_null())["split"].unique().sort().to_list()
+    if unknown:
+        raise UserError(
+            f"data.split: the split column holds {', '.join(map(repr, unknown))}, which is none of train, val, test; "
+            "leave those rows out with data.filter, or use data.split.by=speaker"
+        )
+    return names.to_numpy().astype(str)
+
+
+def by_speaker(speakers: NDArray[np.str_], fractions: Sequence[float], seed: int) -> NDArray[np.str_]:
+    """(N,) split of each utterance; no speaker is in two. Shares are of speakers, in a seeded order.
+
+    A share above zero gets two speakers at least: one alone has no non-target trial.
+    """
+    names = np.unique(speakers)
+    order = generator(seed).permutation(len(names))
+    counts = [0 if share == 0 else max(2, round(share * len(names))) for share in fractions[1:]]
+    if sum(counts) + 2 > len(names):
+        raise UserError(
+            f"data.split.by=speaker: {len(names)} speakers are too few to hold some out; give a split column, "
+            "data.split.by=utterance, or data.split.fractions=[1,0,0]"
+        )
+    of_name = np.full(len(names), "train", dtype="<U5")
+    of_name[order[: counts[0]]] = "val"
+    of_name[order[counts[0] : counts[0] + counts[1]]] = "test"
+    return of_name[np.searchsorted(names, speakers)]
+
+
+def by_utterance(speakers: NDArray[np.str_], fractions: Sequence[float], seed: int) -> NDArray[np.str_]:
+    """(N,) split of each utterance; every speaker of val and test is in train. Shares are of each speaker's utterances.
+
+    A speaker's utterances are shuffled by the seed; a speaker with too few keeps all of them in train.
+    """
+    names, codes = np.unique(speakers, return_inverse=True)
+    parts = np.full(len(speakers), "train", dtype="<U5")
+    order = np.lexsort((generator(seed).random(len(speakers)), codes))
+    kept_whole = 0
+    for members in np.split(order, np.cumsum(np.bincount(codes))[:-1]):
+        counts = [round(share * len(members)) for share in fractions[1:]]
+        if sum(counts) >= len(members):
+            counts = [0, 0]
+        kept_whole += sum(counts) == 0
+        parts[members[: counts[0]]] = "val"
+        parts[members[counts[0] : sum(counts)]] = "test"
+    if kept_whole:
+        log.info(
+            "%d of %d speakers have too few utterances to hold any out and stay in train",
+            kept_whole,
+            len(names),
+        )
+    return parts

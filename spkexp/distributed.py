@@ -1,0 +1,120 @@
+"""Operations over the processes of a run; each is the identity when there is one process.
+
+The only importer of torch.distributed, so that no other module asks for its rank.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@contextmanager
+def processes(device: str) -> Iterator[torch.device]:
+    """Join the process group that torchrun announces in the environment, if any; yields this process's device.
+
+    device: "auto" (cuda where there is one), "cpu" or "cuda".
+    """
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if "RANK" not in os.environ:
+        yield torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+        return
+    if use_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # gloo always, for objects and flags that live on the CPU; nccl for tensors on GPUs.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is up in any process."""
+    if world_size() == 1:
+        return flags
+    shared = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in shared.tolist())
+
+
+def broadcast(value: Any) -> Any:
+    """The main process's value."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every process, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean(values: Sequence[float]) -> list[float]:
+    """Means over the processes."""
+    if world_size() == 1:
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(shared)
+    return (shared / world_size()).tolist()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the block before the others do: what it leaves on disk, they find."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """`module` with gradients averaged over the processes."""
+    if world_size() == 1:
+        return module
+    # Batch-norm statistics stay each process's own while training; `share_buffers` settles them before they count.
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def no_sync(module: nn.Module, active: bool) -> AbstractContextManager[None]:
+    """While `active`, gradients accumulate without being exchanged."""
+    if active and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Every process takes the main process's buffers (batch-norm statistics)."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,269 @@
+"""A run from its config to its results: set up, train, score the best checkpoint, write what people read."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from spkexp import build, checkpoint, distributed, run_folder
+from spkexp.cli import set_up_logging
+from spkexp.data.dataset import Batch, Crops, Parts, loader
+from spkexp.data.load import Data, EvaluationSet
+from spkexp.errors import ConfigError, UserError
+from spkexp.meter import BadFiles, Meter
+from spkexp.report.plots import det_plot
+from spkexp.report.table import results_table
+from spkexp.scoring.verification import Policy, Scored, closed_set_accuracy, score, summarise, write_scores
+from spkexp.sections import Scoring, Tracking
+from spkexp.sections import Trainer as TrainerSettings
+from spkexp.step import TrainStep
+from spkexp.tracking import Tracker
+from spkexp.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Experiment:
+    """One training run: the constructor builds everything, `run` uses it."""
+
+    def __init__(self, cfg: DictConfig, device: torch.device, resumed: bool) -> None:
+        """resumed: cfg.run_dir is the folder of a run to go on with. Raises UserError."""
+        self.cfg, self.device = cfg, device
+        self.settings = TrainerSettings.model_validate(OmegaConf.to_container(cfg.trainer))
+        self.scoring = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
+        self.policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
+        self.workers = build.num_workers(cfg, device)
+        self._check_against_machine()
+        self.folder = _open_folder(cfg, resumed)
+        self.data = build.data(cfg)
+        self.labels = self.data.train.label_names
+        self.steps_per_epoch = _steps_per_epoch(self.data, self.settings.batch_size)
+        last = self.settings.epochs * self.steps_per_epoch
+        self.total_steps = min(last, self.settings.max_steps or last)
+        self.train_step = self._build_step()
+        self.trainer = self._build_trainer(resumed)
+
+    def run(self) -> None:
+        """Train to the end, or raise Stopped with everything saved; then score and report."""
+        trainer = self.trainer
+        try:
+            if trainer.step == 0 and not trainer.untrained:
+                trainer.untrained = {name: self._evaluate(found) for name, found in self.data.evaluation.items()}
+            self._announce()
+            trainer.fit()
+            results = self._report()
+        except BaseException as error:
+            self._explain_the_end(error)
+            raise
+        trainer.tracker.summarise(results, sorted((self.folder / "plots").glob("*.png")))
+        trainer.tracker.close()
+        if distributed.is_main():
+            print(results_table(results))
+            print(f"run folder: {self.folder}")
+
+    def _check_against_machine(self) -> None:
+        """What `config.check` cannot know: the processes and the device of this launch."""
+        mistakes = []
+        size, parts = self.settings.batch_size, self.settings.accumulate * distributed.world_size()
+        if size % parts:
+            mistakes.append(
+                f"trainer.batch_size: {size} utterances cannot be shared equally by {distributed.world_size()} "
+                f"processes × trainer.accumulate={self.settings.accumulate}; choose a multiple of {parts}"
+            )
+        if self.settings.precision == "fp16" and self.device.type != "cuda":
+            mistakes.append("trainer.precision: fp16 needs a CUDA device; bf16 runs here too")
+        if self.settings.device == "cuda" and not torch.cuda.is_available():
+            mistakes.append("trainer.device: there is no CUDA device here; use trainer.device=cpu")
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def _build_step(self) -> TrainStep:
+        cfg = self.cfg
+        torch.manual_seed(cfg.seed)
+        model = build.model(cfg.model)
+        if cfg.init_from is not None:
+            folder = checkpoint.find(cfg.init_from)
+            checkpoint.load_into(model, checkpoint.load_tensors(folder)[0], folder, "model")
+            log.info("encoder from %s", folder)
+        head = build.head(cfg, self.data.train, model.embedding_size, self.steps_per_epoch)
+        waveform, features = (cfg.augment[key] for key in ("waveform", "features"))
+        return TrainStep(
+            model,
+            head,
+            build.build(waveform, "augment.waveform") if waveform else None,
+            build.build(features, "augment.features", seed=cfg.seed) if features else None,
+        ).to(self.device)
+
+    def _build_trainer(self, resumed: bool) -> Trainer:
+        cfg, train = self.cfg, self.data.train
+        optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=self.train_step.parameters())
+        schedule = build.build(
+            cfg.trainer.schedule,
+            "trainer.schedule",
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        found = checkpoint.repaired(self.folder / "checkpoints" / "last") if resumed else None
+        step = checkpoint.load_state(found)["step"] if found else None
+        tracking = Tracking.model_validate(OmegaConf.to_container(cfg.tracking))
+        trainer = Trainer(
+            train_step=self.train_step,
+            optimizer=optimizer,
+            schedule=schedule,
+            batches=self._batches(),
+            validate=self._validate if "val" in self.data.evaluation else None,
+            settings=self.settings,
+            meter=Meter(train.id),
+            bad_files=BadFiles(cfg.data.on_error, cfg.data.max_bad_fraction, len(train)),
+            tracker=Tracker(self.folder, cfg, tracking, resume_step=(step or 0) if resumed else None),
+            config=cfg,
+            labels=self.labels,
+            folder=self.folder,
+            device=self.device,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        if found:
+            trainer.load(found)
+            log.info("resumed at step %d of %d", trainer.step, self.total_steps)
+        elif resumed:
+            log.info("resumed: there is no checkpoint yet, so from the start")
+        return trainer
+
+    def _batches(self) -> Callable[[int], Iterator[Batch]]:
+        cfg, data = self.cfg.data, self.data
+        longest = float(data.train.duration.max())
+        crops = Crops(data.train, data.reading, min(cfg.crop_seconds, longest), cfg.short, self.cfg.seed)
+        sampler = build.build(cfg.sampler, "data.sampler", num_items=len(data.train))
+
+        def batches(step: int) -> Iterator[Batch]:
+            parts = Parts(
+                sampler,
+                self.cfg.seed,
+                self.settings.batch_size,
+                range(step, self.total_steps),
+                self.steps_per_epoch,
+                self.settings.accumulate,
+                distributed.world_size(),
+                distributed.rank(),
+            )
+            return iter(loader(crops, parts, self.workers, pin=self.device.type == "cuda"))
+
+        return batches
+
+    def _score(self, evaluation: EvaluationSet, should_stop: Callable[[], bool] = lambda: False) -> Scored:
+        model, reading = self.train_step.model, self.data.reading
+        return score(model, evaluation, reading, self.scoring, self.policy, self.workers, should_stop)
+
+    def _evaluate(self, evaluation: EvaluationSet, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        scored = self._score(evaluation, should_stop)
+        found = summarise(scored, self.scoring, interval=False)
+        return {key: found[key] for key in ("eer", "min_dcf")} | self._closed_set(scored)
+
+    def _validate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        return self._evaluate(self.data.evaluation["val"], should_stop)
+
+    def _closed_set(self, scored: Scored) -> dict[str, float]:
+        """{"accuracy": …} of the head, where every speaker of the set was trained on; else nothing."""
+        with torch.inference_mode():
+            embeddings = torch.from_numpy(scored.embeddings).to(self.device)
+            predicted = self.train_step.head.scores(embeddings).argmax(dim=1).cpu().numpy()
+        accuracy = closed_set_accuracy(predicted, scored.set.utterances, self.labels)
+        return {} if accuracy is None else {"accuracy": accuracy}
+
+    def _report(self) -> dict[str, Any]:
+        """Score the best checkpoint on every trial list; write results.json, score files and DET plots."""
+        trainer, cfg = self.trainer, self.cfg
+        best = checkpoint.find(distributed.broadcast(self.folder))
+        checkpoint.load_into(self.train_step.model, checkpoint.load_tensors(best)[0], best, "model")
+        checkpoint.load_into(self.train_step.head, checkpoint.load_tensors(best)[1], best, "head")
+        scored = {name: self._score(evaluation) for name, evaluation in self.data.evaluation.items()}
+        results = {
+            "model": cfg.names.model,
+            "data": cfg.names.data,
+            "seed": cfg.seed,
+            "parameters": sum(p.numel() for p in self.train_step.model.parameters()),
+            "speakers": len(self.labels),
+            "steps": trainer.step,
+            "best_step": trainer.best.get("step", trainer.step),
+            "train_seconds": round(trainer.seconds, 3),
+            "utterances_per_second": round(trainer.step * self.settings.batch_size / max(trainer.seconds, 1e-9), 3),
+            "skipped_files": len(trainer.bad_files),
+            "trials": {},
+        }
+        if not distributed.is_main():
+            return results
+        for name, result in scored.items():
+            results["trials"][name] = {
+                **summarise(result, self.scoring, interval=True),
+                **self._closed_set(result),
+                "untrained": trainer.untrained.get(name),
+            }
+            if self.scoring.save_scores:
+                write_scores(self.folder / "scores" / f"{name}.txt", result)
+        if scored:
+            det_plot(self.folder / "plots" / "det.png", {n: (s.scores, s.trials.target) for n, s in scored.items()})
+        run_folder.write_json(self.folder / "results.json", results)
+        return results
+
+    def _announce(self) -> None:
+        size = sum(p.numel() for p in self.train_step.model.parameters())
+        processes = distributed.world_size()
+        log.info(
+            "model: %s, %.2f M parameters, embedding of %d; %d classes",
+            self.cfg.names.model, size / 1e6, self.train_step.model.embedding_size, len(self.labels),
+        )  # fmt: skip
+        log.info(
+            "training: %d steps, %d an epoch of %d utterances (%d left over, others each epoch), on %s%s",
+            self.total_steps,
+            self.steps_per_epoch,
+            len(self.data.train),
+            len(self.data.train) % self.settings.batch_size,
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads",
+            f" × {processes} processes" if processes > 1 else "",
+        )
+        if "val" not in self.data.evaluation:
+            log.warning(
+                "no validation trials: the best checkpoint is the last; data.split or data.trials.val gives some"
+            )
+
+    def _explain_the_end(self, error: BaseException) -> None:
+        """After an interruption or a failure, say what there is to go on from."""
+        if not distributed.is_main() or not isinstance(error, Exception | KeyboardInterrupt):
+            return
+        saved = checkpoint.repaired(self.folder / "checkpoints" / "last")
+        what = f"saved at step {checkpoint.load_state(saved)['step']}" if saved else "nothing was saved yet"
+        log.info("%s; go on with: python -m spkexp.train resume=%s", what, self.folder)
+
+
+def _open_folder(cfg: DictConfig, resumed: bool) -> Path:
+    """The run's folder, the same on every process, with its log file and environment.json."""
+    folder: Path | UserError | None = None
+    if distributed.is_main():
+        try:
+            folder = Path(cfg.run_dir) if resumed else run_folder.create(cfg)
+        except UserError as error:
+            folder = error
+    folder = distributed.broadcast(folder)
+    if isinstance(folder, UserError):
+        raise folder
+    assert folder is not None
+    set_up_logging(folder / "train.log" if distributed.is_main() else None)
+    if distributed.is_main():
+        run_folder.record_environment(folder)
+        log.info("run folder: %s", folder)
+    return folder
+
+
+def _steps_per_epoch(data: Data, batch_size: int) -> int:
+    if len(data.train) < batch_size:
+        raise UserError(
+            f"trainer.batch_size: {batch_size} is more than the {len(data.train)} training utterances; "
+            f"choose at most {len(data.train)}"
+        )
+    return len(data.train) // batch_size

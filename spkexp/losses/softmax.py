@@ -1,0 +1,65 @@
+"""Softmax cross-entropy over a linear classifier."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spkexp.types import Fraction
+
+
+class HeadOutput(NamedTuple):
+    """What a classification head returns."""
+
+    loss: Tensor  # scalar, float32: mean over the batch
+    scores: Tensor  # (B, num_classes): per class, without any margin, so that accuracy means the same for all heads
+
+
+class Softmax(nn.Module):
+    """Cross-entropy over a linear classifier, optionally weighted by class.
+
+    class_weights "inverse_frequency" weights class c by N / (K n_c): n_c of the N training utterances are of
+    class c, K classes. The weights average 1 over the training utterances, and the loss is the mean of the weighted
+    terms over the batch, so that parts of a batch (processes, accumulation) average to the loss of the whole.
+    label_smoothing as in Szegedy et al. 2016, sec. 7.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        class_weights: Literal["none", "inverse_frequency"],
+        label_smoothing: Fraction,
+        num_classes: int,
+        embedding_size: int,
+        class_counts: Tensor,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.linear = nn.Linear(embedding_size, num_classes)
+        weight = None
+        if class_weights == "inverse_frequency":
+            weight = class_counts.sum() / (num_classes * class_counts.clamp(min=1).float())
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def forward(self, embedding: Tensor, label: Tensor, step: int) -> HeadOutput:
+        """embedding: (B, embedding_size); label: (B,) class index; step: unused, a margin may depend on it."""
+        scores = self.scores(embedding)
+        terms = F.cross_entropy(scores.float(), label, label_smoothing=self.label_smoothing, reduction="none")
+        if self.class_weight is not None:
+            terms = terms * self.class_weight[label]
+        return HeadOutput(terms.mean(), scores.detach())
+
+    def scores(self, embedding: Tensor) -> Tensor:
+        """(B, num_classes) logits of embeddings (B, embedding_size)."""
+        return self.linear(embedding)
+
+    def margin_at(self, step: int) -> float:
+        """Softmax has no margin."""
+        return 0.0
+
+
+def normal_classifier(num_classes: int, embedding_size: int) -> nn.Parameter:
+    """(num_classes, embedding_size) class directions; their length never matters."""
+    return nn.Parameter(nn.init.xavier_normal_(torch.empty(num_classes, embedding_size)))

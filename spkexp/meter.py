@@ -1,0 +1,159 @@
+"""What a training loop measures of itself."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spkexp import distributed
+from spkexp.data.dataset import Bad, Batch
+from spkexp.errors import UserError
+from spkexp.step import StepOutput
+
+log = logging.getLogger(__name__)
+
+
+class NotFinite(UserError):
+    """The loss or the gradient became NaN or infinite; the message names the utterances."""
+
+
+@dataclass
+class _Pending:
+    step: int
+    loss: list[Tensor]
+    accuracy: list[Tensor]
+    norm: Tensor | None
+    items: list[Tensor]
+
+
+class Meter:
+    """Averages since the last report: loss, accuracy, gradient norm, speed, and the share of time spent on waiting.
+
+    A step's tensors are read while the next one runs, so that a GPU never waits for the CPU.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        """ids: names of the utterances, for the error that names them."""
+        self._ids = ids
+        self._pending: list[_Pending] = []
+        self._last_report = dict.fromkeys(("loss", "accuracy", "grad_norm", "utterances_per_second", "data_wait"), 0.0)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums = {"loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
+        self._steps = self._utterances = 0
+        self._seconds = self._waited = 0.0
+        self._latest = time.monotonic()
+
+    def resume_clock(self) -> None:
+        """Leave out the time since the last step: it went into validating or saving."""
+        self._latest = time.monotonic()
+
+    def wait(self, source: Iterator[Batch]) -> Batch:
+        """The next batch; the time until it is there counts as waiting."""
+        begin = time.monotonic()
+        batch = next(source)
+        self._waited += time.monotonic() - begin
+        return batch
+
+    def record(self, step: int, parts: list[tuple[Batch, StepOutput]], norm: Tensor | None) -> float:
+        """Take note of a step; returns the seconds it took. Raises NotFinite for the step before."""
+        self._pending.append(
+            _Pending(
+                step,
+                [output.loss.detach() for _, output in parts],
+                [output.accuracy for _, output in parts],
+                norm,
+                [batch.item for batch, _ in parts],
+            )
+        )
+        self._settle(keep=1)
+        now = time.monotonic()
+        seconds, self._latest = now - self._latest, now
+        self._seconds += seconds
+        self._steps += 1
+        self._utterances += sum(len(batch.item) for batch, _ in parts) * distributed.world_size()
+        return seconds
+
+    def flush(self) -> None:
+        """Read what is still pending. Raises NotFinite."""
+        self._settle(keep=0)
+
+    def _settle(self, keep: int) -> None:
+        while len(self._pending) > keep:
+            entry = self._pending.pop(0)
+            loss = torch.stack(entry.loss).mean().item()
+            norm = entry.norm.item() if entry.norm is not None else 0.0
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._raise(entry, loss, norm)
+            self._sums["loss"] += loss
+            self._sums["accuracy"] += torch.stack(entry.accuracy).mean().item()
+            self._sums["grad_norm"] += norm
+
+    def _raise(self, entry: _Pending, loss: float, norm: float) -> None:
+        names = [self._ids[item] for item in torch.cat(entry.items).tolist()]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        raise NotFinite(
+            f"step {entry.step}: {what}, with the utterances {shown}; a lower trainer.optimizer.lr, "
+            "trainer.precision=fp32 or trainer.clip_norm help most often"
+        )
+
+    def report(self) -> dict[str, float]:
+        """Means over the steps since the last report and over all processes; starts anew."""
+        self.flush()
+        found = self.latest()
+        found["loss"], found["accuracy"] = distributed.mean([found["loss"], found["accuracy"]])
+        self._last_report = found
+        self._reset()
+        return found
+
+    def latest(self) -> dict[str, float]:
+        """Means over this process's steps since the last report; where there are none yet, that report again.
+
+        data_wait is the share of the time that went into waiting for data.
+        """
+        settled = self._steps - len(self._pending)
+        if settled == 0:
+            return self._last_report
+        return {
+            **{name: total / settled for name, total in self._sums.items()},
+            "utterances_per_second": self._utterances / self._seconds,
+            "data_wait": self._waited / self._seconds,
+        }
+
+
+class BadFiles:
+    """Counts unusable files that training met, names each once, and ends the run past the limit."""
+
+    def __init__(self, on_error: str, max_bad_fraction: float, total: int) -> None:
+        self._on_error, self._limit, self._total = on_error, max_bad_fraction, total
+        self._seen: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, bad: Iterable[Bad]) -> None:
+        """Raises UserError where files are not to be skipped, or too many were."""
+        for entry in bad:
+            if self._on_error == "raise":
+                raise UserError(f"{entry.reason} (utterance {entry.id}; data.on_error=skip leaves such files out)")
+            if entry.id not in self._seen:
+                self._seen.add(entry.id)
+                log.warning("skipped %s: %s (%d so far)", entry.id, entry.reason, len(self._seen))
+        if len(self._seen) > self._limit * self._total:
+            raise UserError(
+                f"{len(self._seen)} of {self._total} training files cannot be used, more than "
+                f"data.max_bad_fraction={self._limit}; train.log lists them"
+            )
+
+    def state(self) -> list[str]:
+        return sorted(self._seen)
+
+    def load(self, state: list[Any]) -> None:
+        self._seen = set(state)

@@ -1,0 +1,109 @@
+"""The sections of a config that are settings rather than objects: data, trainer, tracking, scoring.
+
+Every key is named here once, with its type and range; conf/*.yaml gives the values and says what they mean.
+"""
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, Len
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from spkexp.types import NonNegativeInt, Positive, PositiveInt
+
+# A node with a `_target_`; `spkexp.config.check` holds it against the signature it names.
+Node = dict[str, Any]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Split(Section):
+    by: Literal["auto", "column", "speaker", "utterance"]
+    fractions: Annotated[list[Share], Len(3, 3)]
+    seed: int
+
+
+class TrialLists(Section):
+    val: str | None
+    test: str | None
+    max_pairs: PositiveInt
+
+
+class Data(Section):
+    corpus: Node | None
+    manifest: str | None
+    root: str | None
+    filter: str | None
+    label: str
+    split: Split
+    trials: TrialLists
+    crop_seconds: Positive
+    short: Literal["wrap", "pad"]
+    resample: bool
+    mix_channels: bool
+    sampler: Node
+    num_workers: NonNegativeInt | None
+    on_error: Literal["raise", "skip"]
+    max_bad_fraction: Share
+
+
+class Augment(Section):
+    waveform: Node | None
+    features: Node | None
+
+
+class Trainer(Section):
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    batch_size: PositiveInt
+    accumulate: PositiveInt
+    precision: Literal["fp32", "bf16", "fp16"]
+    clip_norm: Positive | None
+    validate_every: PositiveInt
+    checkpoint_steps: PositiveInt | None
+    checkpoint_minutes: Positive | None
+    log_every: PositiveInt
+    device: Literal["auto", "cpu", "cuda"]
+    optimizer: Node
+    schedule: Node
+
+
+# YAML 1.1 reads a bare `off` as false; on the command line it is what people type.
+Mode = Annotated[Literal["online", "offline", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
+
+
+class Tracking(Section):
+    wandb: Mode
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+
+
+class Scoring(Section):
+    p_targets: Annotated[list[Annotated[float, Ge(1e-9), Le(1 - 1e-9)]], Len(1)]
+    batch_seconds: Positive
+    bootstrap: NonNegativeInt
+    save_scores: bool
+
+
+class Names(Section):
+    model: str
+    data: str
+
+
+class Config(Section):
+    model: Node
+    data: Data
+    augment: Augment
+    loss: Node
+    trainer: Trainer
+    tracking: Tracking
+    scoring: Scoring
+    names: Names
+    seed: NonNegativeInt
+    run_dir: str | None
+    resume: str | None
+    init_from: str | None

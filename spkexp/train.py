@@ -1,0 +1,33 @@
+"""`python -m spkexp.train`: train an encoder, choose the best checkpoint on the validation trials, report."""
+
+import sys
+
+from omegaconf import DictConfig
+
+from spkexp.cli import hydra_command, set_up_logging
+from spkexp.resume import config_to_resume
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> None:
+    """One run, from config to results.json; under torchrun, this process's part of it."""
+    resumed = cfg.resume is not None
+    if resumed:
+        cfg = config_to_resume(cfg.resume, overrides)
+    # torch takes seconds to import: only now that the config is known to be right.
+    from spkexp import distributed
+
+    set_up_logging()
+    with distributed.processes(cfg.trainer.device) as device:
+        from spkexp.experiment import Experiment
+        from spkexp.interrupt import Stopped
+
+        try:
+            Experiment(cfg, device, resumed).run()
+        except Stopped as stopped:
+            sys.exit(128 + stopped.signal)
+
+
+main = hydra_command(train)
+
+if __name__ == "__main__":
+    main()
