@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from spkexp.config import check, config_folder
@@ -60,7 +60,7 @@ def hydra_command(task: Callable[[DictConfig, list[str]], None]) -> Callable[[],
 
     def job(cfg: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        cfg = _with_names(cfg)
+        OmegaConf.resolve(cfg)  # so that it means the same outside Hydra
         with errors_to_exit_codes():
             task(cfg, list(hydra_config.overrides.task))
 
@@ -73,18 +73,12 @@ def hydra_command(task: Callable[[DictConfig, list[str]], None]) -> Callable[[],
                     raise UserError(
                         "-m does not work under torchrun: every rank would run the whole sweep; start it without"
                     )
-                _check_all(_overrides(arguments), multirun)
+                check_all(_overrides(arguments), multirun)
             # Hydra names the program after the module that holds the task; `job` lies in this one.
             decorate = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="config")
             decorate(job)()
 
     return entry
-
-
-def _with_names(cfg: DictConfig) -> DictConfig:
-    """`cfg` with interpolations resolved, so that it means the same outside Hydra."""
-    OmegaConf.resolve(cfg)
-    return cfg
 
 
 def _overrides(arguments: list[str]) -> list[str]:
@@ -100,7 +94,7 @@ def _overrides(arguments: list[str]) -> list[str]:
     return found
 
 
-def _check_all(arguments: list[str], multirun: bool) -> None:
+def check_all(arguments: list[str], multirun: bool) -> None:
     parsed, mistakes = _parse(arguments)
     if multirun:
         combinations = _sweep(parsed)
@@ -118,16 +112,22 @@ def _parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     parser = OverridesParser.create()
     parsed, mistakes = [], []
     for argument in arguments:
+        key, _, value = argument.partition("=")
         try:
-            parsed.append(parser.parse_override(argument))
-        except OverrideParseException:
-            if "=" not in argument and not argument.startswith("~"):
+            override = parser.parse_override(argument)
+        except HydraException:
+            if "=" not in argument:
                 mistakes.append(f"{argument}: expected KEY=VALUE")
             else:
-                key, _, value = argument.partition("=")
                 mistakes.append(
-                    f"{key}: cannot read {value!r}; a value with spaces, commas or quotes is written '{key}=\"…\"'"
+                    f"{key}: cannot read {value!r}; a value with blanks, commas, quotes or = is quoted: '{key}=\"…\"'"
                 )
+            continue
+        is_group = Path(config_folder(), override.key_or_group).is_dir() and not override.is_delete()
+        if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
+            mistakes.append(f"{key}: expected the name of a file in conf/{override.key_or_group}, got {value}")
+        else:
+            parsed.append(override)
     return parsed, mistakes
 
 
@@ -245,12 +245,3 @@ def set_up_logging(file: Path | None = None) -> None:
         handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(handler)
-
-
-__all__ = [
-    "ConfigCompositionException",
-    "compose_config",
-    "errors_to_exit_codes",
-    "hydra_command",
-    "set_up_logging",
-]

@@ -70,7 +70,10 @@ def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
             continue
         if key not in signature.types:
             if not signature.accepts_any:
-                mistakes.append(_unknown(f"{path}.{key}", key, signature.name, signature.types))
+                known = [name for name in signature.types if name not in run_time or f"{path}.{name}" in REQUIRED_NODES]
+                mistakes.append(_unknown(f"{path}.{key}", key, signature.name, known, node))
+        elif f"{path}.{key}" in REQUIRED_NODES:
+            continue
         elif key in run_time and not _is_node(value):
             mistakes.append(f"{path}.{key}: is worked out when the run starts; leave it out")
         elif not _is_node(value) and value != "???":
@@ -125,7 +128,7 @@ def _check_sections(container: dict[str, Any]) -> list[str]:
         Config.model_validate(container)
     except ValidationError as error:
         return [
-            _describe(".".join(map(str, e["loc"])), e, Config)
+            describe_error(".".join(map(str, e["loc"])), e, Config)
             for e in error.errors()
             if e["input"] != "???"  # already reported as missing
         ]
@@ -140,7 +143,7 @@ def _check_value(path: str, value: Any, annotation: Any) -> list[str]:
     except ValidationError as error:
         errors = error.errors()
         # For a union each member reports; the first that is about a value names the type people mean.
-        return [_describe(path, errors[0], None)]
+        return [describe_error(path, errors[0], None)]
     except (PydanticSerializationError, TypeError):
         return [f"{path}: {value!r} is no value that a config can hold"]
     return []
@@ -150,7 +153,7 @@ _EXPECTED = {
     "int": "an integer",
     "float": "a number",
     "bool": "true or false",
-    "string": "text",
+    "string": "a text",
     "list": "a list",
     "dict": "a mapping",
     "model": "a mapping",
@@ -160,7 +163,8 @@ _EXPECTED = {
 _RELATIONS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
-def _describe(path: str, error: ErrorDetails, root: type | None) -> str:
+def describe_error(path: str, error: ErrorDetails, root: type | None) -> str:
+    """pydantic's `error` about the key `path` of the model `root`, in words that name the remedy."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         parent, _, key = path.rpartition(".")
@@ -169,7 +173,7 @@ def _describe(path: str, error: ErrorDetails, root: type | None) -> str:
         return f"{path}: missing; give it as {path}=VALUE"
     if kind in _RELATIONS:
         limit = next(iter(context.values()))
-        return f"{path}: must be {_RELATIONS[kind]} {limit}, got {value!r}"
+        return f"{path}: must be {_RELATIONS[kind]} {limit:g}, got {value!r}"
     if kind == "literal_error":
         allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         close = get_close_matches(str(value), allowed.split(", "), n=1)
@@ -178,6 +182,8 @@ def _describe(path: str, error: ErrorDetails, root: type | None) -> str:
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
         return f"{path}: must have {'at least' if kind == 'too_short' else 'at most'} {bound} items, got {value}"
+    if kind == "string_too_short":
+        return f"{path}: is empty; give a value or leave it out"
     expected = _EXPECTED.get(kind.split("_")[0])
     return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {error['msg']}, got {value!r}"
 
@@ -190,8 +196,12 @@ def _known_keys(root: type | None, path: str) -> list[str]:
     return list(getattr(section, "model_fields", {}))
 
 
-def _unknown(path: str, key: str, owner: str, known: Mapping[str, Any] | list[str]) -> str:
+def _unknown(path: str, key: str, owner: str, known: list[str], node: Mapping[str, Any] | None = None) -> str:
     names = [name for name in known if not name.startswith("_")]
     close = get_close_matches(key, names, n=1)
+    if not close and node is not None:  # the key may belong to a part: +model.chanels for model.encoder.channels
+        parts = {inner: f"{part}.{inner}" for part, value in node.items() if _is_node(value) for inner in value}
+        parent = path.rpartition(".")[0]
+        close = [f"{parent}.{parts[inner]}" for inner in get_close_matches(key, parts, n=1)]
     remedy = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(names) or 'nothing'}"
     return f"{path}: {owner} takes no '{key}'; {remedy}"

@@ -7,6 +7,7 @@ by frame, power spectrum, triangular mel filters, natural logarithm.
 The shape letters: B utterances, L samples a frame, K = FFT size // 2 + 1 frequencies, M mel bins, T frames.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -18,11 +19,11 @@ from spkexp.types import Fraction, NonNegative, Positive, PositiveInt
 
 # Kaldi floors mel energies at std::numeric_limits<float>::epsilon() before the logarithm.
 _ENERGY_FLOOR = torch.finfo(torch.float32).eps
-# Deviations below this are those of a constant (one frame, digital silence): divide by it, not by zero.
-_DEVIATION_FLOOR = 1e-5
-# Frames worked on at once. On a CPU a block of 768 stays in the second-level cache; an accelerator wants large ones,
+# Deviations below this are those of a constant (one frame, digital silence), whose rounding is 1e-6.
+_DEVIATION_FLOOR = 1e-3
+# Frames worked on at once. On a CPU a block of 512 stays in the second-level cache; an accelerator wants large ones,
 # and a limit all the same: an hour of speech has 360,000 frames, whose spectra would take 750 MB.
-_BLOCK_FRAMES_CPU = 768
+_BLOCK_FRAMES_CPU = 512
 _BLOCK_FRAMES = 65536
 # Mel filters multiplied at once: neighbours share few frequencies, so small groups skip the zeros of the matrix.
 _MELS_PER_GROUP = 8
@@ -141,10 +142,9 @@ class LogMel(nn.Module):
         batch, total, _ = frames.shape
         if torch.compiler.is_compiling():
             return self._block(frames)  # one graph for any number of frames
-        on_cpu = frames.device.type == "cpu"
-        size = max(1, (_BLOCK_FRAMES_CPU if on_cpu else _BLOCK_FRAMES) // batch)
-        if on_cpu and frames.dtype == torch.float32 and not (torch.is_grad_enabled() and frames.requires_grad):
-            return self._blocks_in_place(frames, min(size, total))
+        if frames.device.type == "cpu" and not (torch.is_grad_enabled() and frames.requires_grad):
+            return self._blocks_in_place(frames)
+        size = max(1, _BLOCK_FRAMES // batch)
         return torch.cat([self._block(frames[:, i : i + size]) for i in range(0, total, size)], dim=2)
 
     def _block(self, frames: Tensor) -> Tensor:
@@ -161,35 +161,45 @@ class LogMel(nn.Module):
         squares = torch.view_as_real(spectrum).square().flatten(2)  # (B, T, 2 K)
         return (squares @ self.filters.T).clamp(min=_ENERGY_FLOOR).log().transpose(1, 2)
 
-    def _blocks_in_place(self, frames: Tensor, size: int) -> Tensor:
-        """`_block` over blocks of `size` frames a row, in buffers made once, without autograd: for speed on a CPU.
+    def _blocks_in_place(self, frames: Tensor) -> Tensor:
+        """`_block` a few utterances, or a part of one, at a time in buffers made once: for speed on a CPU, no autograd.
 
         Each group of filters touches only its own frequencies.
         """
         batch, total, length = frames.shape
         out = frames.new_empty(batch, self.out_channels, total)
-        for start in range(0, total, size):
-            stop = min(start + size, total)
-            count = stop - start
-            if start == 0 or count < size:
-                centred = frames.new_empty(batch, count, length)
-                padded = frames.new_zeros(batch, count, self.fft_size)
-                spectrum = padded.new_empty(batch, count, self.fft_size // 2 + 1, dtype=torch.complex64)
+        size = min(total, _BLOCK_FRAMES_CPU)
+        rows = min(batch, max(1, _BLOCK_FRAMES_CPU // total))
+        shape: torch.Size | None = None
+        for row, start in itertools.product(range(0, batch, rows), range(0, total, size)):
+            block = frames[row : row + rows, start : start + size]
+            if block.shape != shape:  # the first block, and at the ends
+                shape = block.shape
+                padded = frames.new_zeros(*shape[:2], self.fft_size)
+                spectrum = padded.new_empty(*shape[:2], self.fft_size // 2 + 1, dtype=torch.complex64)
                 squares = torch.view_as_real(spectrum)
-                energies = frames.new_empty(self.out_channels, batch * count)
-            block, emphasised = frames[:, start:stop], padded[..., :length]
+                # Centred frames are done with when the spectrum is written: they share its memory.
+                centred = squares.view(-1)[: shape.numel()].view(shape)
+                emphasised = padded[..., :length]
+                shifts = [(centred[..., :-1], emphasised[..., 1:]), (centred[..., :1], emphasised[..., :1])]
+                energies = frames.new_empty(self.out_channels, shape[0] * shape[1])
+                by_utterance = energies.view(-1, *shape[:2]).transpose(0, 1)
+                columns = squares.view(shape[0] * shape[1], -1).T
+                products = [
+                    (self.filters[first:last, low:high], columns[low:high], energies[first:last])
+                    for first, last, low, high in self._groups
+                ]
             torch.sub(block, block.mean(dim=2, keepdim=True), out=centred)
-            torch.mul(centred[..., :-1], self.preemphasis, out=emphasised[..., 1:])
-            torch.mul(centred[..., :1], self.preemphasis, out=emphasised[..., :1])
+            for predecessor, here in shifts:
+                torch.mul(predecessor, self.preemphasis, out=here)
             torch.sub(centred, emphasised, out=emphasised)
             emphasised.mul_(self.window)
             torch.fft.rfft(padded, out=spectrum)
             torch.mul(squares, squares, out=squares)
-            flat = squares.view(batch * count, -1)
-            for first, last, low, high in self._groups:
-                torch.mm(self.filters[first:last, low:high], flat[:, low:high].T, out=energies[first:last])
+            for weights, used, result in products:
+                torch.mm(weights, used, out=result)
             energies.clamp_(min=_ENERGY_FLOOR).log_()
-            out[:, :, start:stop] = energies.view(-1, batch, count).transpose(0, 1)
+            out[row : row + rows, :, start : start + size] = by_utterance
         return out
 
 

@@ -13,6 +13,7 @@ from spkexp.types import NonNegativeInt, Positive, PositiveInt
 # A node with a `_target_`; `spkexp.config.check` holds it against the signature it names.
 Node = dict[str, Any]
 Share = Annotated[float, Ge(0), Le(1)]
+Text = Annotated[str, Len(1)]  # `key=` on a command line is the empty text, and no path or name is that
 
 
 class Section(BaseModel):
@@ -26,17 +27,17 @@ class Split(Section):
 
 
 class TrialLists(Section):
-    val: str | None
-    test: str | None
+    val: Text | None
+    test: Text | None
     max_pairs: PositiveInt
 
 
 class Data(Section):
     corpus: Node | None
-    manifest: str | None
-    root: str | None
-    filter: str | None
-    label: str
+    manifest: Text | None
+    root: Text | None
+    filter: Text | None
+    label: Text
     split: Split
     trials: TrialLists
     crop_seconds: Positive
@@ -76,9 +77,9 @@ Mode = Annotated[Literal["online", "offline", "off"], BeforeValidator(lambda val
 
 class Tracking(Section):
     wandb: Mode
-    project: str
-    entity: str | None
-    group: str | None
+    project: Text
+    entity: Text | None
+    group: Text | None
     tags: list[str]
 
 
@@ -90,8 +91,8 @@ class Scoring(Section):
 
 
 class Names(Section):
-    model: str
-    data: str
+    model: Text
+    data: Text
 
 
 class Config(Section):
@@ -104,6 +105,6 @@ class Config(Section):
     scoring: Scoring
     names: Names
     seed: NonNegativeInt
-    run_dir: str | None
-    resume: str | None
-    init_from: str | None
+    run_dir: Text | None
+    resume: Text | None
+    init_from: Text | None

@@ -50,6 +50,11 @@ def read_signature(target: str) -> Signature:
         raise TargetError(f"'{target}' is not a class or function in a module")
     definition, owner = _find(module, attributes[0])
     if definition is None:
+        tree = _source(module)
+        # A module's own source says which names it has, unless it makes them as it runs.
+        if tree is not None and module.startswith("spkexp."):
+            names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+            raise TargetError(f"module '{module}' has no '{attributes[0]}', but {', '.join(names)}")
         return _imported_signature(module, attributes[0])
     function = _constructor(definition, owner) if isinstance(definition, ast.ClassDef) else definition
     return _describe(target, function, is_method=isinstance(definition, ast.ClassDef))

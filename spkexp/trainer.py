@@ -119,9 +119,7 @@ class Trainer:
         )
         # Lengths stay on the CPU: whether masks are needed is then known without waiting for the device.
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return module(
-                waveform, batch.lengths, label, item, epoch=self.step // self.steps_per_epoch, step=self.step
-            )
+            return module(waveform, batch.lengths, label, item, epoch=self.step // self.steps_per_epoch, step=self.step)
 
     def _validation_due(self) -> bool:
         every = self.settings.validate_every * self.steps_per_epoch

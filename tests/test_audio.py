@@ -1,54 +1,18 @@
 """Reading audio. Expected samples are those that were put into the file, not what another read gives."""
 
 import os
-import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
+from audio_files import RATE, integers, pcm, riff, tones
 
 from spkexp.data import audio
 from spkexp.errors import AudioError
-
-RATE = 16_000
-
-
-def integers(frames: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """Noise that uses the whole range of 16 bits, (frames, channels)."""
-    samples = np.random.default_rng(seed).integers(-32768, 32768, (frames, channels)).astype("<i2")
-    samples[:2, 0] = -32768, 32767
-    return samples
-
-
-def tones(seconds: float, rate: int) -> np.ndarray:
-    """300 Hz and 1700 Hz at half scale: what survives a lossy codec or a resampler, to compare with."""
-    time = np.arange(round(seconds * rate)) / rate
-    return (0.3 * np.sin(2 * np.pi * 300 * time) + 0.2 * np.sin(2 * np.pi * 1700 * time)).astype(np.float32)
-
-
-def riff(fmt: bytes, data: bytes, before: bytes = b"", size: int | None = None) -> bytes:
-    """A wav file by hand, with `before` between the format and the samples."""
-    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + before
-    body += b"data" + struct.pack("<I", len(data) if size is None else size) + data
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def pcm(rate: int = RATE, channels: int = 1) -> bytes:
-    return struct.pack("<HHIIHH", 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
-
-
-def encode(path: Path, wave: np.ndarray, rate: int, codec: str = "aac", form: str | None = None) -> None:
-    with av.open(str(path), "w", format=form) as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.layout = "mono"
-        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
-        container.mux([*stream.encode(frame), *stream.encode(None)])
 
 
 @contextmanager
@@ -79,67 +43,6 @@ def test_crops_are_the_samples_of_the_file(tmp_path: Path, name: str, suffix: st
         np.testing.assert_array_equal(crop, expected[start:][:frames])
 
 
-def test_wav_headers_of_every_kind(tmp_path: Path) -> None:
-    samples = integers(500)
-    data = samples.tobytes()
-    guid = struct.pack("<H", 1) + bytes.fromhex("000000001000800000aa00389b71")
-    extensible = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, 2 * RATE, 2, 16, 22, 16, 4) + guid
-    odd = b"note" + struct.pack("<I", 3) + b"abc\0"
-    long = b"LIST" + struct.pack("<I", 10_000) + b"data" * 2_500
-    files = {
-        "odd chunk": riff(pcm(), data, odd),
-        "samples past the first page": riff(pcm(), data, long),
-        "extensible": riff(extensible, data),
-        "chunks after the samples": riff(pcm(), data) + odd,
-        "size unknown to the writer": riff(pcm(), data, size=0xFFFFFFFF),
-        "size unknown to sox": riff(pcm(), data, size=0x7FFFF000),
-    }
-    for name, content in files.items():
-        path = tmp_path / f"{name}.wav"
-        path.write_bytes(content)
-        assert audio.info(path) == (RATE, 1, 500), name
-        np.testing.assert_array_equal(audio.read(path, 7, 400), samples[7:407, 0] / 32768, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("subtype", "tolerance"),
-    [("PCM_U8", 2**-7), ("PCM_24", 2**-23), ("PCM_32", 2**-24), ("FLOAT", 0), ("DOUBLE", 2**-24), ("ULAW", 0.02)],
-)
-def test_other_wav_encodings(tmp_path: Path, subtype: str, tolerance: float) -> None:
-    path = tmp_path / "x.wav"
-    wave = tones(0.5, RATE)
-    soundfile.write(path, wave, RATE, subtype=subtype)
-    assert audio.info(path) == (RATE, 1, 8_000)
-    np.testing.assert_allclose(audio.read(path, 100, 5_000), wave[100:5_100], rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("form", ["m4a", "aac", "ogg", "opus", "mp3", "webm"])
-def test_lossy_formats(tmp_path: Path, form: str) -> None:
-    path = tmp_path / f"ein Wort é.{form}"
-    wave = tones(4, RATE) + 0.01 * np.random.default_rng(1).standard_normal(4 * RATE).astype(np.float32)
-    if form == "opus":
-        soundfile.write(path, wave, RATE, format="OGG", subtype="OPUS")
-    elif form == "ogg":
-        soundfile.write(path, wave, RATE)
-    elif form == "webm":
-        encode(path, wave, 48_000, "libopus")
-    else:
-        encode(path, wave, RATE, "libmp3lame" if form == "mp3" else "aac", "adts" if form == "aac" else None)
-    rate = 48_000 if form == "webm" else RATE
-    whole = audio.read(path, sample_rate=rate)
-    assert audio.info(path) == (rate, 1, len(whole))
-    # An encoder pads to whole blocks: 20 ms to 64 ms; bare AAC and webm keep the encoder's delay besides.
-    assert 0 <= len(whole) - len(wave) <= 2 * 1_024
-    delay = max(range(len(whole) - len(wave) + 1), key=lambda d: float(whole[d:][: len(wave)] @ wave))
-    assert delay == 0 or form in ("aac", "webm")
-    assert np.corrcoef(whole[delay:][: len(wave)], wave)[0, 1] > 0.99
-    # A crop is the same stretch of the whole file, also right behind a seek; Opus never forgets what it decoded.
-    tolerance = 5e-3 if form == "opus" else 1e-6
-    for start, frames in [(1, 8_000), (1_025, 16_000), (30_001, 32_000), (48_000, len(whole) - 48_000)]:
-        crop = audio.read(path, start, frames, sample_rate=rate)
-        np.testing.assert_allclose(crop, whole[start:][:frames], rtol=0, atol=tolerance)
-
-
 def test_channels_are_averaged_only_on_request(tmp_path: Path) -> None:
     samples = integers(3_000, channels=2)
     expected = (samples[:, 0].astype(float) + samples[:, 1]) / 65536
@@ -156,7 +59,7 @@ def test_channels_are_averaged_only_on_request(tmp_path: Path) -> None:
 def test_other_rates_are_resampled_only_on_request(tmp_path: Path, rate: int) -> None:
     path = tmp_path / "x.wav"
     soundfile.write(path, tones(3, rate), rate, subtype="PCM_16")
-    with pytest.raises(AudioError, match=rf"x.wav: {rate} Hz, expected 16000 Hz; set data.resample=true"):
+    with pytest.raises(AudioError, match=rf"x.wav: sampled at {rate} Hz, expected 16000 Hz; set data.resample=true"):
         audio.read(path)
     whole = audio.read(path, resample=True)
     assert len(whole) == 3 * RATE == audio.info(path).frames_at(RATE)
@@ -173,92 +76,6 @@ def test_the_last_resampled_sample_is_there(tmp_path: Path) -> None:
         soundfile.write(path, np.zeros(frames, np.float32), 48_000, subtype="PCM_16")
         assert len(audio.read(path, resample=True)) == expected == audio.info(path).frames_at(RATE)
         assert len(audio.read(path, expected - 1, 1, resample=True)) == 1
-
-
-def test_flac_whose_writer_did_not_know_its_length(tmp_path: Path) -> None:
-    path = tmp_path / "x.flac"
-    samples = integers(30_000)[:, 0]
-    soundfile.write(path, samples, RATE, subtype="PCM_16")
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xF0  # the 36 bits of the total are the low end of bytes 18 to 25
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
-    assert audio.info(path) == (RATE, 1, 30_000)
-    np.testing.assert_array_equal(audio.read(path, 20_000, 10_000), samples[20_000:] / 32768)
-
-
-def test_broken_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
-    samples = integers(50_000)[:, 0]
-    nan = np.array([0.1, np.nan, 0.2], np.float32)
-    soundfile.write(tmp_path / "full.flac", samples, RATE, subtype="PCM_16")
-    soundfile.write(tmp_path / "nan.wav", nan, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "inf.wav", nan * np.float32(np.inf), RATE, subtype="FLOAT")
-    flac = (tmp_path / "full.flac").read_bytes()
-    damaged = bytearray(flac)
-    damaged[50_000:50_100] = bytes(100)
-    encode(tmp_path / "full.m4a", tones(3, RATE), RATE)
-    m4a = (tmp_path / "full.m4a").read_bytes()
-    wav = riff(pcm(), samples.tobytes())
-    floats = struct.pack("<HHIIHH", 3, 1, RATE, 4 * RATE, 4, 32)
-    for name, content in {
-        "empty.wav": b"",
-        "no samples.wav": riff(pcm(), b""),
-        "no samples float.wav": riff(floats, b""),
-        "half.wav": wav[: len(wav) // 2],
-        "half float.wav": riff(floats, bytes(400))[:-100],
-        "header.wav": wav[:30],
-        "text.wav": b"this is a letter to the editor\n" * 9,
-        "text.flac": b"this is a letter to the editor\n" * 9,
-        "half.flac": flac[: len(flac) // 2],
-        "header.flac": flac[:42],
-        "stub.flac": flac[:20],
-        "damaged.flac": bytes(damaged),
-        "half.m4a": m4a[: len(m4a) // 2],
-        "one byte": b"R",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "folder.wav").mkdir()
-    os.mkfifo(tmp_path / "pipe.wav")
-    expected = {
-        "missing.wav": "no such file; check data.root",
-        "full.flac/x.wav": "cannot be opened: Not a directory",
-        "empty.wav": r"the file is empty \(0 bytes\)",
-        "no samples.wav": "holds no samples",
-        "no samples float.wav": "holds no samples",
-        "half.wav": "truncated: its header promises 50000 samples a channel, but the file ends after 24989",
-        "half float.wav": "truncated: its header promises 100 samples a channel, but the file ends after 75",
-        "header.wav": "truncated: a wav file that ends before its samples",
-        "text.wav": "not readable as audio.*begins with b'this is a le",
-        "text.flac": "not readable as audio.*begins with b'this is a le",
-        "half.flac": "truncated",
-        "header.flac": "truncated|not readable",
-        "stub.flac": "not readable as audio",
-        "damaged.flac": "truncated or corrupt",
-        "half.m4a": "not readable as audio",
-        "nan.wav": "NaN or infinite",
-        "inf.wav": "NaN or infinite",
-        "folder.wav": "is a directory",
-        "pipe.wav": "is not a regular file",
-        "one byte": "not readable as audio",
-    }
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    for name, message in expected.items():
-        with pytest.raises(AudioError, match=message) as caught:
-            audio.read(tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name}: "), name
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before, "a file is left open"
-
-
-def test_half_a_flac_file_gives_its_half_and_no_more(tmp_path: Path) -> None:
-    path = tmp_path / "half.flac"
-    samples = integers(50_000)[:, 0]
-    soundfile.write(path, samples, RATE, subtype="PCM_16")
-    path.write_bytes(path.read_bytes()[:50_000])
-    np.testing.assert_array_equal(audio.read(path, 0, 8_000), samples[:8_000] / 32768)
-    for start in (20_000, 24_000, 40_000, 49_000):
-        with pytest.raises(AudioError, match="truncated"):
-            audio.read(path, start, 1_000 if start > 30_000 else 20_000)
 
 
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
@@ -278,6 +95,23 @@ def test_more_than_there_is_is_never_a_short_read(tmp_path: Path) -> None:
         for start, frames in [(-1, 10), (0, 0), (0, -1)]:
             with pytest.raises(ValueError, match="start must be >= 0 and frames >= 1"):
                 audio.read(tmp_path / name, start, frames)
+
+
+def test_crop_position_covers_every_place_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    samples = integers(1_000)[:, 0]
+    soundfile.write(path, samples, RATE)
+    wave = samples / 32768
+    # 1000 - 400 + 1 = 601 places: 0 to 600.
+    for position, start in [(0.0, 0), (0.5, 300), (1 - 2**-53, 600)]:
+        np.testing.assert_array_equal(audio.read_crop(path, 400, position), wave[start:][:400])
+    # In samples 100 to 300: 200 - 50 + 1 = 151 places from 100 on.
+    for position, start in [(0.0, 100), (0.5, 175), (1 - 2**-53, 250)]:
+        np.testing.assert_array_equal(audio.read_crop(path, 50, position, segment=(100, 300)), wave[start:][:50])
+    np.testing.assert_array_equal(audio.read_crop(path, 2_000, 0.9), wave)
+    np.testing.assert_array_equal(audio.read_crop(path, 2_000, 0.9, segment=(100, 300)), wave[100:300])
+    with pytest.raises(AudioError, match="samples 900 to 1100 asked for, but it has 1000"):
+        audio.read_crop(path, 200, 0.0, segment=(900, 1_200))
 
 
 def test_durations_keep_the_order_and_null_the_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,78 +3,27 @@
 import errno
 import fcntl
 import hashlib
-import io
-import multiprocessing
 import os
-import shutil
 import socket
 import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from archive_server import Server, pack, serving
 
-from spkexp.data.corpora import mini_librispeech
 from spkexp.data.corpora.download import Archive, fetch, locked, unpack
-from spkexp.data.corpora.mini_librispeech import MiniLibriSpeech
 from spkexp.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files`. `ranges`: it understands Range. `cut`: it hangs up after so many bytes of a body. `requests`:
-    the path and the Range header of each request."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.ranges = True
-        self.cut: int | None = None
-        self.requests: list[tuple[str, str | None]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.requests.append((self.path, asked))
-        body = self.server.files.get(self.path)
-        if body is None:
-            self.send_error(404)
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.ranges else 0
-        if start and start >= len(body):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        self.wfile.write(body[start:][: self.server.cut])
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    threading.Thread(target=server.serve_forever, daemon=True, args=(0.02,)).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -192,20 +141,11 @@ def test_root_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     if before == 0:
         os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match=r"data: cannot be written: Permission denied; choose another data\.root"):
-            with locked(tmp_path / "data"):
-                pass
+        expected = r"data: cannot be written: Permission denied; choose another data\.root"
+        with pytest.raises(UserError, match=expected), locked(tmp_path / "data"):
+            pass
     finally:
         os.seteuid(before)
-
-
-def pack(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Archive:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name) if isinstance(name, str) else name
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return Archive("http://127.0.0.1:9/x.tar.gz", path, hashlib.md5(path.read_bytes()).hexdigest())
 
 
 def test_unpack(tmp_path: Path) -> None:
@@ -270,82 +210,8 @@ def test_archives_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / ".sub.unpacking").exists()
 
 
-@pytest.fixture
-def corpus(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MiniLibriSpeech]:
-    """Mini LibriSpeech in small on the server: two speakers of train-clean-5, one of dev-clean-2."""
-    wave = np.random.default_rng(0).integers(-99, 99, 1_600).astype(np.int16)
-    soundfile.write(tmp_path / "x.flac", wave, 16_000)
-    flac = (tmp_path / "x.flac").read_bytes()
-    speakers = {"train-clean-5": (1, 2), "dev-clean-2": (3,)}
-    for subset, numbers in speakers.items():
-        members = [(f"LibriSpeech/{subset}/{n}/7/{n}-7-{i:04d}.flac", flac) for n in numbers for i in range(2)]
-        made = pack(tmp_path / f"{subset}.made", [("LibriSpeech/SPEAKERS.TXT", b"; "), *members])
-        server.files[f"/31/{subset}.tar.gz"] = made.path.read_bytes()
-        monkeypatch.setitem(mini_librispeech.MD5, subset, made.md5)
-
-    def build(*subsets: str, download: bool = True) -> MiniLibriSpeech:
-        return MiniLibriSpeech(subsets=list(subsets), download=download, mirror=f"{server.url}/31/")
-
-    return build
-
-
-def test_mini_librispeech_is_fetched_once(
-    server: Server, corpus: Callable[..., MiniLibriSpeech], tmp_path: Path
-) -> None:
-    root = tmp_path / "root of data"
-    table = corpus("train-clean-5").table(root)
-    assert table["id"].to_list() == ["1-7-0000", "1-7-0001", "2-7-0000", "2-7-0001"]
-    assert table.columns == ["id", "path", "duration", "speaker", "chapter"]  # one subset: data.split decides
-    assert table["path"][0] == str(root / "LibriSpeech/train-clean-5/1/7/1-7-0000.flac")
-    table = corpus("train-clean-5", "dev-clean-2").table(root)
-    assert table["split"].to_list() == ["train"] * 4 + ["val"] * 2
-    assert [path for path, _ in server.requests] == ["/31/train-clean-5.tar.gz", "/31/dev-clean-2.tar.gz"]
-    server.files.clear()
-    for given in (root, root / "LibriSpeech"):
-        assert len(corpus("train-clean-5", "dev-clean-2", download=False).table(given)) == 6
-    # An archive put there by hand serves as well, without the network.
-    shutil.rmtree(root / "LibriSpeech")
-    assert len(corpus("train-clean-5", download=False).table(root)) == 4
-    assert len(server.requests) == 2
-
-
-def test_mini_librispeech_says_what_is_missing(corpus: Callable[..., MiniLibriSpeech], tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    with pytest.raises(UserError) as caught:
-        corpus("dev-clean-2", download=False).table(root)
-    for part in ("data.corpus.download=true", "/31/dev-clean-2.tar.gz", f"as {root / 'dev-clean-2.tar.gz'}", "md5"):
-        assert part in str(caught.value)
-    with pytest.raises(UserError, match=r"data\.corpus\.subsets: expected some of train-clean-5, dev-clean-2, got"):
-        corpus("train-clean-100")
-
-
-def _table(corpus: MiniLibriSpeech, root: Path, found: "multiprocessing.Queue[int]") -> None:
-    found.put(len(corpus.table(root)))
-
-
-def test_processes_at_once_fetch_once(server: Server, corpus: Callable[..., MiniLibriSpeech], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")  # the checksums are patched in this process
-    found = context.Queue()
-    workers = [
-        context.Process(target=_table, args=(corpus("train-clean-5"), tmp_path / "root", found)) for _ in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(20)
-        assert worker.exitcode == 0
-    assert [found.get() for _ in workers] == [4] * 4
-    assert len(server.requests) == 1
-
-
 def test_lock_excludes(tmp_path: Path) -> None:
     with locked(tmp_path), (tmp_path / ".download.lock").open("w") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (tmp_path / ".download.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_published_checksums() -> None:
-    # https://www.openslr.org/resources/31/md5sum.txt
-    assert mini_librispeech.MD5["train-clean-5"] == "5df7d4e78065366204ca6845bb08f490"
-    assert mini_librispeech.MD5["dev-clean-2"] == "6d7ab67ac6a1d2c993d050e16d61080d"

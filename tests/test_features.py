@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[2] / "shared/data"
 CLIPS = [
     "LibriSpeech/test-other/*/*/*-0000.flac",
     "LibriSpeech/train-clean-100/*/*/*.flac",
-    "arabic_speech_commands/*/*_1.flac",
+    "arabic_speech_commands/*/*_01.flac",
 ]
 
 
@@ -164,7 +164,7 @@ def test_normalisation_is_that_of_the_valid_frames(lengths: list[int]) -> None:
 
 def test_constant_features_stay_finite_under_variance_normalisation() -> None:
     features, _ = log_mel(normalise="mean_variance")(torch.zeros(2, 800), torch.tensor([800, 100]))
-    torch.testing.assert_close(features, torch.zeros(2, 80, 3))
+    torch.testing.assert_close(features, torch.zeros(2, 80, 3), atol=1e-2, rtol=0)  # rounding over the floor
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_missing_subsets_are_named(tmp_path: Path, flac: Path) -> None:
     ):
         LibriSpeech(train=460, closed_set=False).table(tmp_path)
     with pytest.raises(
-        UserError, match=r"no folder test-clean, .* closed_set pools .*found: dev-clean, train-clean-100"
+        UserError, match=r"no folder test-clean, .*closed_set pools .*found: dev-clean, train-clean-100"
     ):
         LibriSpeech(train=100, closed_set=True).table(tmp_path)
     # 'auto' promises nothing: the pool is what is there.

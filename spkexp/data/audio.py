@@ -121,9 +121,7 @@ def _total_frames(path: str, decoder: Decoder, sample_rate: int, resample: bool,
             f"{path}: sampled at {rate} Hz, expected {sample_rate} Hz; set data.resample=true to resample it"
         )
     if decoder.channels != 1 and not mix_channels:
-        raise AudioError(
-            f"{path}: {decoder.channels} channels, expected 1; set data.mix_channels=true to average them"
-        )
+        raise AudioError(f"{path}: {decoder.channels} channels, expected 1; set data.mix_channels=true to average them")
     return decoder.frames if rate == sample_rate else -(-decoder.frames * sample_rate // rate)
 
 

@@ -37,6 +37,7 @@ class Ranking:
         ordered = scores[self.order]
         # The last trial of each run of equal scores: the only places where a threshold can stand.
         self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+        self.levels = ordered[self.ends]  # the distinct scores, rising
 
     def error_rates(self, weights: Array | None = None) -> ErrorRates:
         """Rates where the trials have `weights` (in the order given to the constructor); None: 1 each."""
@@ -61,6 +62,13 @@ def eer(rates: ErrorRates) -> float:
     before = after - 1
     share = -difference[before] / (difference[after] - difference[before])
     return float(rates.miss[before] + share * (rates.miss[after] - rates.miss[before]))
+
+
+def eer_threshold(ranking: Ranking) -> float:
+    """A score between those of the two thresholds that the EER lies between; higher scores are accepted."""
+    rates = ranking.error_rates()
+    after = int(np.argmax(rates.miss >= rates.false_alarm))
+    return float(ranking.levels[max(0, after - 2) : after + 1].mean())
 
 
 def min_dcf(rates: ErrorRates, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:

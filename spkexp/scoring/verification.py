@@ -16,7 +16,7 @@ from spkexp.data.trials import Trials
 from spkexp.errors import UserError
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.extract import embed
-from spkexp.scoring.metrics import Ranking, eer, min_dcf
+from spkexp.scoring.metrics import Ranking, eer, eer_threshold, min_dcf
 from spkexp.scoring.statistics import eer_interval
 from spkexp.sections import Scoring
 
@@ -108,6 +108,7 @@ def summarise(scored: Scored, settings: Scoring, interval: bool) -> dict[str, An
         "skipped_trials": scored.skipped,
         "eer": eer(rates),
         "eer_ci95": list(bounds) if bounds else None,
+        "eer_threshold": eer_threshold(ranking),
         "min_dcf": {str(p): min_dcf(rates, p) for p in settings.p_targets},
     }
 

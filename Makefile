@@ -1,0 +1,52 @@
+# Everything runs in .venv, which the first target that needs it makes.
+#   make train   the main job on built-in voices      make test   the tests
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+# Small operations on contended cores are slower with more threads than with one.
+TEST   := OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+.PHONY: train test test-slow lint format benchmarks clean
+
+train: $(VENV)/.ready
+	$(RUN) -m spkexp.train $(ARGS)
+
+test: $(VENV)/.ready-dev
+	$(TEST) -n auto $(ARGS)
+
+test-slow: $(VENV)/.ready-dev
+	$(TEST) -n 2 -m slow $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+benchmarks: $(VENV)/.ready-dev
+	for program in benchmarks/*.py; do $(RUN) $$program || exit 1; done
+
+clean:
+	rm -rf $(VENV)
+
+# uv makes this a matter of seconds; where it cannot be had, pip does the same.
+define install
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv || true
+	if $(RUN) -m uv --version >/dev/null 2>&1; then \
+	    $(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e "$(1)"; \
+	else \
+	    $(RUN) -m pip install --quiet -c constraints.txt -e "$(1)"; \
+	fi
+	touch $@
+endef
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(call install,.)
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt
+	$(call install,.[dev])
+	touch $(VENV)/.ready

@@ -1,0 +1,44 @@
+"""Arguments of the commands that compose no config: KEY=VALUE, checked against a pydantic model."""
+
+import sys
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from spkexp.config import describe_error
+from spkexp.errors import ConfigError
+
+Arguments = TypeVar("Arguments", bound=BaseModel)
+
+
+def parse(model: type[Arguments], help_page: str, positional: str | None = None) -> Arguments:
+    """The command line as `model`; `positional` names the field that takes the arguments that are not KEY=VALUE.
+
+    Prints `help_page` and exits 0 for --help. Raises ConfigError that lists all mistakes.
+    """
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(help_page.strip())
+        sys.exit(0)
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    values: dict[str, object] = {}
+    free: list[str] = []
+    mistakes = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and (key in keys or positional is None):
+            values[key] = value
+        elif positional is not None:
+            free.append(argument)
+        else:
+            mistakes.append(f"{argument}: expected KEY=VALUE")
+    if positional is not None:
+        values[positional] = free
+    try:
+        parsed = model.model_validate(values)
+    except ValidationError as error:
+        found = [describe_error(".".join(map(str, e["loc"])), e, model) for e in error.errors()]
+        raise ConfigError([*mistakes, *found]) from error
+    if mistakes:
+        raise ConfigError(mistakes)
+    return parsed

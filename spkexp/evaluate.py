@@ -1,0 +1,63 @@
+"""`python -m spkexp.evaluate`: error rates of a trained encoder on trials."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from spkexp.arguments import parse
+from spkexp.cli import errors_to_exit_codes, set_up_logging
+from spkexp.sections import Text
+
+HELP = """
+NAME
+  spkexp.evaluate - error rates of a trained encoder on trials
+
+SYNOPSIS
+  python -m spkexp.evaluate model=RUN [trials=FILE] [KEY=VALUE ...]
+
+KEYS
+  model=RUN        a run folder (its best checkpoint) or a checkpoint folder
+  trials=FILE      `0|1 enroll test` or `enroll test target|nontarget` a line.
+                   Names are utterance ids of the run's data, or files below
+                   data.root, FILE's folder or the current folder.
+                   Without it: the run's own validation and test trials.
+  data.root=DIR    where the audio lies; default: as in the run
+  output=DIR       where results go; default: the run folder
+  device=auto      auto, cpu or cuda
+
+FILES
+  results.json (an entry for each trial list), scores/<trials>.txt, plots/det-<trials>.png
+"""
+
+
+class Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: Text
+    trials: Text | None = None
+    root: Text | None = Field(None, alias="data.root")
+    output: Text | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main() -> None:
+    """Score the trials and write what belongs into the run folder."""
+    with errors_to_exit_codes():
+        arguments = parse(Arguments, HELP)
+        from spkexp import distributed
+        from spkexp.evaluation import evaluate
+
+        set_up_logging()
+        with distributed.processes(arguments.device) as device:
+            evaluate(
+                Path(arguments.model),
+                Path(arguments.trials) if arguments.trials else None,
+                arguments.root,
+                Path(arguments.output) if arguments.output else None,
+                device,
+            )
+
+
+if __name__ == "__main__":
+    main()

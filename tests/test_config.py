@@ -1,0 +1,142 @@
+"""Every mistake in a config is named with its key and the remedy, exit code 2, before torch is imported."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.errors import HydraException
+
+from spkexp import cli
+from spkexp.cli import compose_config
+from spkexp.config import check, config_folder
+from spkexp.errors import ConfigError
+
+CONF = config_folder()
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", "-m", "spkexp.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        cli.check_all(list(overrides), multirun)
+    return caught.value.mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.epohs=3"], ["trainer.epohs: 'trainer' takes no 'epohs'; did you mean 'epochs'?"]),
+        (["trainr.epochs=3"], ["trainr: the config takes no 'trainr'; did you mean 'trainer'?"]),
+        (["model.encoder.chanels=8"], ["model.encoder.chanels: ECAPA takes no 'chanels'; did you mean 'channels'?"]),
+        (
+            ["+model.chanels=1"],
+            ["model.chanels: SpeakerModel takes no 'chanels'; did you mean 'model.encoder.channels'?"],
+        ),
+        (["+trainer.epohs=3"], ["trainer.epohs: 'trainer' takes no 'epohs'; did you mean 'epochs'?"]),
+        (["trainer.epochs=abc"], ["trainer.epochs: expected an integer, got 'abc'"]),
+        (["trainer.epochs=1.5"], ["trainer.epochs: expected an integer, got 1.5"]),
+        (["model.encoder.channels=abc"], ["model.encoder.channels: expected an integer, got 'abc'"]),
+        (["trainer.optimizer.lr=fast"], ["trainer.optimizer.lr: expected a number, got 'fast'"]),
+        (["loss.scale=true"], ["loss.scale: expected a number, got True"]),
+        (["data.resample=1"], ["data.resample: expected true or false, got 1"]),
+        (["data.crop_seconds=0"], ["data.crop_seconds: must be > 0, got 0"]),
+        (["model.encoder.channels=-1"], ["model.encoder.channels: must be > 0, got -1"]),
+        (["data.max_bad_fraction=1.5"], ["data.max_bad_fraction: must be <= 1, got 1.5"]),
+        (["data=manifest"], ["data.manifest: missing; give it as data.manifest=VALUE"]),
+        (["data.manifest="], ["data.manifest: is empty; give a value or leave it out"]),
+        (["~loss.margin"], ["loss.margin: missing; AAMSoftmax needs it, so set margin in the group's yaml"]),
+        (["model=ecpa"], ["model=ecpa: no such option; did you mean 'ecapa'? conf/model has ecapa, ecapa_512"]),
+        (["optimiser=adam"], ["optimiser"]),
+        (["trainer/optimiser=adam"], ["trainer/optimiser: no such config group; did you mean 'trainer/optimizer'?"]),
+        (["trainer.precision=fp8"], ["trainer.precision: must be one of fp32, bf16, fp16; got 'fp8'"]),
+        (["model.encoder._target_=spkexp.models.ecapa.EKAPA"], ["model.encoder._target_: module 'spkexp.models.ecapa' has no 'EKAPA', but"]),
+        (["model.encoder._target_=nowhere.X"], ["model.encoder._target_: there is no module 'nowhere'"]),
+        (["model.encoder=null"], ["model.encoder: missing; it needs a '_target_' that names a class"]),
+        (["loss=[1,2]"], ["loss: expected the name of a file in conf/loss, got [1,2]"]),
+        (["trainer=null"], ["trainer: expected the name of a file in conf/trainer, got null"]),
+        (["epochs"], ["epochs: expected KEY=VALUE"]),
+        (["data.filter=a=b'"], ["data.filter: cannot read"]),
+        (["seed=0,1"], ["seed: seed=0,1 is a sweep; add -m to run it"]),
+        (
+            ["trainer.epohs=3", "data.crop_seconds=-1", "model=ecpa"],
+            ["model=ecpa", "data.crop_seconds: must be > 0, got -1", "trainer.epohs: 'trainer' takes no"],
+        ),
+    ],
+)
+def test_mistake_is_named(overrides: list[str], expected: list[str]) -> None:
+    found = mistakes(*overrides)
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_misspelt_key_in_a_group_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "conf"
+    subprocess.run(["cp", "-r", str(CONF), str(conf)], check=True)
+    for file, old, new in (
+        ("model/ecapa_small.yaml", "  channels:", "  chanels:"),
+        ("trainer/default.yaml", "accumulate:", "acumulate:"),
+    ):
+        text = (conf / file).read_text()
+        assert old in text
+        (conf / file).write_text(text.replace(old, new, 1))
+    monkeypatch.setattr(cli, "config_folder", lambda: conf)
+    assert mistakes() == [
+        "trainer.accumulate: missing; give it as trainer.accumulate=VALUE",
+        "trainer.acumulate: 'trainer' takes no 'acumulate'; did you mean 'accumulate'?",
+        "model.encoder.chanels: ECAPA takes no 'chanels'; did you mean 'channels'?",
+        "model.encoder.channels: missing; ECAPA needs it, so set channels in the group's yaml or on the command line",
+    ]
+
+
+def test_all_jobs_of_a_sweep_are_checked_first() -> None:
+    found = mistakes("model=ecapa_small,xvectr", "seed=0,-1", multirun=True)
+    assert found == [
+        "seed: must be >= 0, got -1",
+        "model=xvectr: no such option; did you mean 'xvector'? conf/model has "
+        + ", ".join(sorted(p.stem for p in (CONF / "model").glob("*.yaml"))),
+    ]
+
+
+def test_command_exits_2_in_time_without_torch() -> None:
+    begin = time.monotonic()
+    done = run("trainer.epohs=3", "data.crop_seconds=0")
+    assert time.monotonic() - begin < 3
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert lines[0] == "spkexp: 2 mistakes in the config"
+    assert len(lines) == 3
+    assert not [line for line in done.stderr.splitlines() if line.endswith((" torch", " polars"))]
+
+
+def test_help_and_printed_config() -> None:
+    page = run("--help")
+    assert page.returncode == 0
+    for heading in ("SYNOPSIS", "GROUPS", "COMMON KEYS", "EXIT STATUS", "EXAMPLES"):
+        assert heading in page.stdout
+    assert max(map(len, page.stdout.splitlines())) <= 80
+    printed = run("--cfg", "job", "--resolve", "seed=7")
+    cfg = yaml.safe_load(printed.stdout)
+    assert cfg["seed"] == 7
+    assert cfg["names"] == {"model": "ecapa_small", "data": "synthetic"}
+
+
+@pytest.mark.parametrize("group", ["model", "data", "augment", "loss", "trainer/optimizer", "trainer/schedule"])
+def test_every_group_file_composes_and_passes(group: str) -> None:
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert names
+    for name in names:
+        try:
+            cfg = compose_config([f"{group}={name}"])
+        except HydraException as error:  # name the file
+            pytest.fail(f"{group}/{name}: {error}")
+        try:
+            check(cfg)
+        except ConfigError as error:
+            assert all("missing; give it as" in mistake for mistake in error.mistakes), error
