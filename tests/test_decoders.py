@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import RATE, encode, integers, pcm, riff, tones
+from tests.audio_files import RATE, encode, integers, pcm, riff, tones
 
 from spkexp.data import audio
 from spkexp.errors import AudioError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive_server import Server, pack, serving
+from tests.archive_server import Server, pack, serving
 
 from spkexp.data.corpora.download import Archive, fetch, locked, unpack
 from spkexp.errors import UserError

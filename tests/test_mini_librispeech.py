@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from archive_server import Server, pack, serving
+from tests.archive_server import Server, pack, serving
 
 from spkexp.data.corpora import mini_librispeech
 from spkexp.data.corpora.mini_librispeech import MiniLibriSpeech

@@ -1,0 +1,55 @@
+"""Small real material that several tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import soundfile
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real speech beside the repository."""
+    if not (SHARED / "utterances.csv").is_file():
+        pytest.skip(f"no real speech at {SHARED}")
+    return SHARED
+
+
+def voice(speaker: int, utterance: int, seconds: float) -> np.ndarray:
+    """A buzz whose pitch and resonance are the speaker's: enough for a loss to fall."""
+    rng = np.random.default_rng([speaker, utterance])
+    time = np.arange(round(seconds * 16_000)) / 16_000
+    pitch = 90 + 25 * speaker + rng.normal(0, 4)
+    resonance = 500 + 180 * speaker
+    harmonics = np.arange(1, 24) * pitch
+    gains = 1 / (1 + ((harmonics - resonance) / 250) ** 2)
+    wave = (gains[:, None] * np.sin(2 * np.pi * harmonics[:, None] * time + rng.uniform(0, 6, (23, 1)))).sum(axis=0)
+    return (0.1 * wave / np.abs(wave).max() + rng.normal(0, 0.003, len(time))).astype(np.float32)
+
+
+Corpus = Callable[..., Path]
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Corpus:
+    """make_corpus(speakers=…, utterances=…, seconds=…) writes wav files and a manifest.csv, and returns its path."""
+
+    def make(speakers: int = 6, utterances: int = 8, seconds: float = 0.6, folder: str = "my speech ü") -> Path:
+        root = tmp_path / folder
+        root.mkdir(exist_ok=True)
+        rows = []
+        for speaker in range(speakers):
+            for number in range(utterances):
+                name = f"spk{speaker}-{number}"
+                wave = voice(speaker, number, seconds + 0.05 * (number % 3))
+                soundfile.write(root / f"{name}.wav", wave, 16_000, subtype="PCM_16")
+                split = "train" if speaker < speakers - 2 else "val"
+                rows.append({"id": name, "path": f"{name}.wav", "duration": len(wave) / 16_000, "speaker": f"s{speaker}", "split": split})  # fmt: skip
+        pl.DataFrame(rows).write_csv(root / "manifest.csv")
+        return root / "manifest.csv"
+
+    return make

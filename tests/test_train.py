@@ -1,0 +1,273 @@
+"""The main job as a user runs it: train, stop, resume, two processes, evaluate, verify."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spkexp import checkpoint
+from tests.conftest import Corpus
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "data=manifest",
+    "data.crop_seconds=0.4",
+    "model.encoder.channels=16",
+    "model.encoder.aggregation_channels=32",
+    "model.encoder.se_channels=8",
+    "model.encoder.res2net_scale=4",
+    "model.features.num_mels=24",
+    "model.embedding_size=16",
+    "trainer.batch_size=8",
+    "trainer.epochs=3",
+    "trainer.log_every=1",
+    "scoring.bootstrap=50",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+
+
+def command(module: str, *arguments: str, processes: int = 1) -> list[str]:
+    if processes == 1:
+        return [sys.executable, "-m", f"spkexp.{module}", *arguments]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    return [sys.executable, *launcher, "-m", f"spkexp.{module}", *arguments]
+
+
+def run(module: str, *arguments: str, processes: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(module, *arguments, processes=processes),
+        env=ENVIRONMENT,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def train(manifest: Path, folder: Path, *more: str, processes: int = 1) -> Path:
+    done = run("train", *TINY, f"data.manifest='{manifest}'", f"run_dir='{folder}'", *more, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def tensors(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    model, head = checkpoint.load_tensors(folder / "checkpoints" / name)
+    state = checkpoint.load_state(folder / "checkpoints" / name)
+    moments = {
+        f"{index}.{key}": value
+        for index, entry in state["optimizer"]["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**model, **{f"head.{k}": v for k, v in head.items()}, **moments}
+
+
+def assert_identical(first: Path, second: Path) -> None:
+    a, b = tensors(first), tensors(second)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def steps(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train"]["loss"]) for line in lines if "train" in line]
+
+
+def test_a_run_and_what_it_leaves(make_corpus: Corpus, tmp_path: Path) -> None:
+    manifest = make_corpus()
+    folder = tmp_path / "rün 1"
+    done = run("train", *TINY, f"data.manifest='{manifest}'", f"run_dir='{folder}'", "trainer.optimizer.lr=0.005")
+    assert done.returncode == 0, done.stderr
+    for part in ("EER %", "untrained", "val (120)", f"run folder: {folder}"):
+        assert part in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= max(80, len(f"run folder: {folder}"))
+    results = json.loads((folder / "results.json").read_text())
+    entry = results["trials"]["val"]
+    assert entry["num_trials"] == 120  # 16 utterances of two speakers: all pairs
+    assert entry["num_targets"] == 56
+    assert 0 <= entry["eer_ci95"][0] <= entry["eer"] <= entry["eer_ci95"][1] <= 1
+    assert set(entry["min_dcf"]) == {"0.01", "0.05"}
+    assert results["parameters"] == sum(v.numel() for k, v in checkpoint.load_tensors(folder / "checkpoints/best")[0].items() if "running" not in k and "num_batches" not in k and k in _parameter_names(folder))  # fmt: skip
+    assert len((folder / "scores" / "val.txt").read_text().splitlines()) == 120
+    losses = [loss for _, loss in steps(folder)]
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < sum(losses[:3])
+    for file in ("config.yaml", "environment.json", "train.log", "plots/det.png", "checkpoints/last/train_state.pt"):
+        assert (folder / file).stat().st_size > 0
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == "2.11.0"
+
+    again = run("train", *TINY, f"data.manifest='{manifest}'", f"run_dir='{folder}'")
+    assert again.returncode == 2
+    assert "exists and is not empty" in again.stderr
+
+    _evaluate_and_verify(folder, manifest, entry["eer"], tmp_path)
+    _fine_tune(folder, manifest, tmp_path)
+
+
+def _parameter_names(folder: Path) -> set[str]:
+    from spkexp import build
+
+    model, _, _ = build.trained_model(folder)
+    return {name for name, _ in model.named_parameters()}
+
+
+def _evaluate_and_verify(folder: Path, manifest: Path, eer: float, tmp_path: Path) -> None:
+    scores = [line.split() for line in (folder / "scores" / "val.txt").read_text().splitlines()]
+    by_id = tmp_path / "list by id.txt"
+    by_id.write_text("".join(f"{label} {a} {b}\n" for a, b, _, label in scores))
+    by_file = tmp_path / "kaldi"
+    by_file.write_text("".join(f"{a}.wav {b}.wav {'target' if l == '1' else 'nontarget'}\n" for a, b, _, l in scores))
+    for trials in (by_id, by_file):
+        done = run("evaluate", f"model={folder}", f"trials={trials}", f"data.root={manifest.parent}")
+        assert done.returncode == 0, done.stderr
+        entry = json.loads((folder / "results.json").read_text())["trials"][trials.stem]
+        assert entry["eer"] == pytest.approx(eer, abs=1e-6)
+        assert (folder / "scores" / f"{trials.stem}.txt").exists()
+        assert (folder / "plots" / f"det-{trials.stem}.png").exists()
+
+    by_id.write_text(by_id.read_text() + "1 nobody spk0-0\n")
+    done = run("evaluate", f"model={folder}", f"trials={by_id}")
+    assert done.returncode == 2
+    assert f"{by_id}:121: no utterance is called 'nobody'" in done.stderr
+
+    a, b, value, _ = scores[0]
+    done = run("verify", f"model={folder}", f"{manifest.parent}/{a}.wav", f"{manifest.parent}/{b}.wav")
+    assert done.returncode == 0, done.stderr
+    printed = re.search(r"score (-?\d\.\d+)\n(same speaker|different speakers) \(threshold (-?[\d.]+)", done.stdout)
+    assert printed
+    assert float(printed[1]) == pytest.approx(float(value), abs=1e-4)
+    assert (printed[2] == "same speaker") == (float(printed[1]) > float(printed[3]))
+    missing = run("verify", f"model={folder}", "no.wav", f"{manifest.parent}/{b}.wav")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("spkexp: no.wav: ")
+
+
+def _fine_tune(folder: Path, manifest: Path, tmp_path: Path) -> None:
+    """Another number of speakers just works."""
+    tuned = tmp_path / "tuned"
+    train(manifest, tuned, f"init_from='{folder}'", "trainer.max_steps=1", "data.filter=\"speaker != 's0'\"", "trainer.optimizer.lr=0.0000001")  # fmt: skip
+    before, after = (checkpoint.load_tensors(f / "checkpoints" / "best") for f in (folder, tuned))
+    assert before[1]["weight"].shape[0] == 4
+    assert after[1]["weight"].shape[0] == 3
+    torch.testing.assert_close(after[0]["embedding.weight"], before[0]["embedding.weight"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(
+    make_corpus: Corpus, tmp_path: Path, processes: int
+) -> None:
+    manifest = make_corpus()
+    settings = ["trainer.accumulate=2", "trainer.checkpoint_steps=1", "model.encoder.channels=16"]
+    whole = train(manifest, tmp_path / "whole", *settings, processes=processes)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        command("train", *TINY, f"data.manifest='{manifest}'", f"run_dir='{broken}'", *settings, processes=processes),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: len(_lines(broken / "metrics.jsonl")) >= 5, process)
+    _kill_group(process)
+    assert not (broken / "results.json").exists()
+    done = run("train", f"resume='{broken}'", processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed at step [1-9]", done.stderr)
+    assert_identical(whole, broken)
+    assert steps(whole) == steps(broken)
+    one, other = (json.loads((f / "results.json").read_text())["trials"]["val"] for f in (whole, broken))
+    assert one == other
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the launcher and to every process below it, all at once."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_saves_and_goes_on(
+    make_corpus: Corpus, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    manifest = make_corpus()
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", *TINY, f"data.manifest='{manifest}'", f"run_dir='{folder}'", "trainer.epochs=200"),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for(lambda: len(_lines(folder / "metrics.jsonl")) >= 3, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == code, output
+    saved = checkpoint.load_state(folder / "checkpoints" / "last")["step"]
+    assert f"saved at step {saved}; go on with: python -m spkexp.train resume={folder}" in output
+    assert "Traceback" not in output
+    done = run("train", f"resume={folder}", f"trainer.max_steps={saved + 2}")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {saved} of {saved + 2}" in done.stderr
+    refused = run("train", f"resume={folder}", "trainer.batch_size=4")
+    assert refused.returncode == 2
+    assert "trainer.batch_size: cannot change on resume" in refused.stderr
+
+
+def test_workers_and_bf16_and_accumulation(make_corpus: Corpus, tmp_path: Path) -> None:
+    """The number of reading processes changes nothing; bf16 trains; data waits are recorded."""
+    manifest = make_corpus()
+    settings = ["trainer.precision=bf16", "trainer.max_steps=4", "loss=am_softmax", "trainer/optimizer=sgd"]
+    one = train(manifest, tmp_path / "none", *settings)
+    two = train(manifest, tmp_path / "two", *settings, "data.num_workers=2")
+    assert_identical(one, two)
+    lines = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["train"]["data_wait"] < 1 for line in lines if "train" in line)
+
+
+def test_closed_set_by_utterance(make_corpus: Corpus, tmp_path: Path) -> None:
+    manifest = make_corpus(speakers=4, utterances=10)
+    settings = ["data.split.by=utterance", "loss=softmax", "loss.class_weights=inverse_frequency", "trainer.epochs=12"]
+    folder = train(manifest, tmp_path / "run", *settings, "trainer.optimizer.lr=0.01", "trainer/schedule=constant")
+    trials = json.loads((folder / "results.json").read_text())["trials"]
+    assert trials["test"]["accuracy"] > 0.7
+    assert trials["val"]["untrained"]["accuracy"] < trials["val"]["accuracy"]
+
+
+def test_two_processes_say_what_one_says(make_corpus: Corpus, tmp_path: Path) -> None:
+    """Without batch statistics in the way of it, one step on two processes is the step on one."""
+    manifest = make_corpus()
+    settings = ["model=xvector", "model.features.num_mels=24", "trainer.max_steps=1", "loss=softmax"]
+    settings += ["trainer.clip_norm=null", "trainer/optimizer=sgd"]
+    base = [item for item in TINY if not item.startswith("model.")]
+    losses = []
+    for processes in (1, 2):
+        folder = tmp_path / f"p{processes}"
+        done = run("train", *base, *settings, f"data.manifest='{manifest}'", f"run_dir='{folder}'", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run folder:") == 1
+        losses.append(steps(folder)[0])
+    # Batch normalisation sees half a batch in each process, so the losses are near, not equal.
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.2)
+    refused = run("train", *base, f"data.manifest='{manifest}'", "trainer.batch_size=7", f"run_dir='{tmp_path}/x'", processes=2)
+    assert refused.returncode != 0
+    assert "trainer.batch_size: 7 utterances cannot be shared equally by 2 processes" in refused.stderr
