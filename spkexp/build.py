@@ -10,15 +10,16 @@ import hydra.utils
 import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from spkexp import checkpoint, distributed
+from spkexp.augment.speed import with_speed_copies
 from spkexp.config import RUN_TIME_ARGUMENTS
 from spkexp.data.dataset import Reading
 from spkexp.data.load import Data, describe, evaluation_set, require_label, with_durations
 from spkexp.data.manifest import Utterances, filter_table, read_table
 from spkexp.data.split import split_table
 from spkexp.errors import UserError
+from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _targets(node: Any) -> list[str]:
     return []
 
 
-def head(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoch: int) -> nn.Module:
+def head(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoch: int) -> Head:
     """The classification head with one class for each speaker of `train`."""
     return build(
         cfg.loss,
@@ -111,7 +112,7 @@ def data(cfg: DictConfig) -> Data:
     settings = cfg.data
     tables = split_table(everything, settings.label, settings.split.by, settings.split.fractions, settings.split.seed)
     log.info("data: %s", describe(tables, settings.label))
-    train = Utterances.of(tables["train"], settings.label)
+    train = Utterances.of(with_speed_copies(tables["train"], settings.label, cfg.augment.speeds), settings.label)
     if len(train.label_names) < 2:
         raise UserError(f"data: all {len(train)} training utterances are of one {settings.label}; training needs two")
     evaluation = {}

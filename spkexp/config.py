@@ -20,6 +20,8 @@ RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "model": ("features", "encoder", "pooling"),
     "model.encoder": ("in_channels",),
     "model.pooling": ("channels",),
+    "augment.waveform": ("seed",),
+    "augment.features": ("seed",),
     "loss": ("num_classes", "embedding_size", "class_counts", "steps_per_epoch"),
     "trainer.optimizer": ("params",),
     "trainer.schedule": ("total_steps", "steps_per_epoch"),

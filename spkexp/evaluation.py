@@ -32,6 +32,7 @@ def evaluate(source: Path, trials: Path | None, root: str | None, output: Path |
     policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
     results = _earlier(output, cfg, sum(p.numel() for p in model.parameters()))
     sets = [_listed(trials, cfg)] if trials else list(build.data(cfg).evaluation.values())
+    sets = [evaluation for evaluation in sets if evaluation.trials is not None]
     if not sets:
         raise UserError(f"{source}: the run's data has no validation or test trials; give trials=FILE")
     for evaluation in sets:
@@ -42,9 +43,7 @@ def evaluate(source: Path, trials: Path | None, root: str | None, output: Path |
         results["trials"][evaluation.name] = before | summarise(scored, settings, interval=True)
         if settings.save_scores:
             write_scores(output / "scores" / f"{evaluation.name}.txt", scored)
-        det_plot(
-            output / "plots" / f"det-{evaluation.name}.png", {evaluation.name: (scored.scores, scored.trials.target)}
-        )
+        det_plot(output / "plots" / f"det-{evaluation.name}.png", {evaluation.name: scored})
     if distributed.is_main():
         run_folder.write_json(output / "results.json", results)
         names = [evaluation.name for evaluation in sets]

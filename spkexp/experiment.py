@@ -93,7 +93,7 @@ class Experiment:
         return TrainStep(
             model,
             head,
-            build.build(waveform, "augment.waveform") if waveform else None,
+            build.build(waveform, "augment.waveform", seed=cfg.seed) if waveform else None,
             build.build(features, "augment.features", seed=cfg.seed) if features else None,
         ).to(self.device)
 
@@ -161,7 +161,7 @@ class Experiment:
     def _evaluate(self, evaluation: EvaluationSet, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         scored = self._score(evaluation, should_stop)
         found = summarise(scored, self.scoring, interval=False)
-        return {key: found[key] for key in ("eer", "min_dcf")} | self._closed_set(scored)
+        return {key: found[key] for key in ("eer", "min_dcf") if key in found} | self._closed_set(scored)
 
     def _validate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         return self._evaluate(self.data.evaluation["val"], should_stop)
@@ -186,7 +186,7 @@ class Experiment:
             "data": cfg.names.data,
             "seed": cfg.seed,
             "parameters": sum(p.numel() for p in self.train_step.model.parameters()),
-            "speakers": len(self.labels),
+            "classes": len(self.labels),
             "steps": trainer.step,
             "best_step": trainer.best.get("step", trainer.step),
             "train_seconds": round(trainer.seconds, 3),
@@ -202,10 +202,9 @@ class Experiment:
                 **self._closed_set(result),
                 "untrained": trainer.untrained.get(name),
             }
-            if self.scoring.save_scores:
+            if self.scoring.save_scores and result.trials is not None:
                 write_scores(self.folder / "scores" / f"{name}.txt", result)
-        if scored:
-            det_plot(self.folder / "plots" / "det.png", {n: (s.scores, s.trials.target) for n, s in scored.items()})
+        det_plot(self.folder / "plots" / "det.png", scored)
         run_folder.write_json(self.folder / "results.json", results)
         return results
 

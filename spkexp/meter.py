@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spkexp import distributed
 from spkexp.data.dataset import Bad, Batch
+from spkexp.data.manifest import Strings
 from spkexp.errors import UserError
 from spkexp.step import StepOutput
 
@@ -37,7 +38,7 @@ class Meter:
     A step's tensors are read while the next one runs, so that a GPU never waits for the CPU.
     """
 
-    def __init__(self, ids: Sequence[str]) -> None:
+    def __init__(self, ids: Strings) -> None:
         """ids: names of the utterances, for the error that names them."""
         self._ids = ids
         self._pending: list[_Pending] = []

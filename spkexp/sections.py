@@ -51,6 +51,7 @@ class Data(Section):
 
 
 class Augment(Section):
+    speeds: list[Annotated[float, Ge(0.5), Le(2)]]
     waveform: Node | None
     features: Node | None
 

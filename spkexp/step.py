@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
 
 
@@ -19,7 +20,7 @@ class TrainStep(nn.Module):
     def __init__(
         self,
         model: SpeakerModel,
-        head: nn.Module,
+        head: Head,
         augment_waveform: nn.Module | None,
         augment_features: nn.Module | None,
     ) -> None:

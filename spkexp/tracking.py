@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -90,7 +90,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
-    mode = settings.wandb
+    mode: Literal["online", "offline"] = "online" if settings.wandb == "online" else "offline"
     if mode == "online" and (obstacle := _obstacle()):
         log.warning(
             "tracking: wandb goes on offline: %s; `wandb sync %s/wandb/offline-run-*` uploads it later",
@@ -107,7 +107,7 @@ def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
         id_file.parent.mkdir(exist_ok=True)
         id_file.write_text(run_id)
 
-        def start(mode: str) -> Any:
+        def start(mode: Literal["online", "offline"]) -> Any:
             return wandb.init(
                 id=run_id,
                 resume="allow" if mode == "online" else None,
@@ -118,7 +118,7 @@ def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
                 group=settings.group,
                 tags=settings.tags,
                 name=folder.name,
-                config=OmegaConf.to_container(config, resolve=True),
+                config=cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)),
                 settings=wandb.Settings(init_timeout=INIT_SECONDS, silent=True),
             )
 

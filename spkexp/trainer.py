@@ -59,7 +59,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.validated = 0  # the step that was validated last
-        self.best: dict[str, float] = {}  # step and eer of the best checkpoint
+        self.best: dict[str, float] = {}  # step of the best checkpoint and the value, lower is better, that made it so
         self.seconds = 0.0  # spent in steps
         self.untrained: dict[str, Any] = {}  # what the encoder scored before the first step
         self._saved: tuple[int, int] | None = None  # (step, validated) of the last checkpoint
@@ -134,22 +134,24 @@ class Trainer:
         except Interrupted:  # the weights are saved; the resumed run validates first
             raise stop.stopped() from None
         self.validated = self.step
-        better = metrics["eer"] < self.best.get("eer", float("inf"))
+        criterion, value = ("EER", metrics["eer"]) if "eer" in metrics else ("error", 1.0 - metrics["accuracy"])
+        better = value < self.best.get("value", float("inf"))
         if better:
-            self.best = {"step": self.step, "eer": metrics["eer"]}
+            self.best = {"step": self.step, "value": value}
         self.tracker.log(self.step, {"epoch": self.epoch, "seconds": round(self.seconds, 3), "val": metrics})
         log.info(
-            "epoch %g  val EER %.2f %%%s  lr %.2g  %.0f utt/s  %.0f s",
+            "epoch %g  val %s %.2f %%%s  loss %.3f  %.0f utt/s  %.0f s",
             self.epoch,
-            100 * metrics["eer"],
+            criterion,
+            100 * value,
             " (best)" if better else "",
-            self.optimizer.param_groups[0]["lr"],
+            self.meter.latest()["loss"],
             self.meter.latest()["utterances_per_second"],
             self.seconds,
         )
-        self._save()
-        if better:
+        if better:  # before `last`, so that a kill in between only makes the resumed run validate again
             self._write("best")
+        self._save()
         self.meter.resume_clock()
 
     @property

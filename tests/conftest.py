@@ -48,8 +48,9 @@ def make_corpus(tmp_path: Path) -> Corpus:
                 wave = voice(speaker, number, seconds + 0.05 * (number % 3))
                 soundfile.write(root / f"{name}.wav", wave, 16_000, subtype="PCM_16")
                 split = "train" if speaker < speakers - 2 else "val"
-                rows.append({"id": name, "path": f"{name}.wav", "duration": len(wave) / 16_000, "speaker": f"s{speaker}", "split": split})  # fmt: skip
-        pl.DataFrame(rows).write_csv(root / "manifest.csv")
+                rows.append((name, f"{name}.wav", len(wave) / 16_000, f"s{speaker}", split))
+        columns = ["id", "path", "duration", "speaker", "split"]
+        pl.DataFrame(rows, schema=columns, orient="row").write_csv(root / "manifest.csv")
         return root / "manifest.csv"
 
     return make

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio_files import RATE, integers, pcm, riff, tones
 
 from spkexp.data import audio
 from spkexp.errors import AudioError
+from tests.audio_files import RATE, integers, pcm, riff, tones
 
 
 @contextmanager

@@ -144,7 +144,9 @@ def test_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
     # A limit on the size of files makes writes fail half way, as a full disk does.
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError, match=r"last: the checkpoint cannot be saved: .*previous one is whole.*resume=.*run"):
+        with pytest.raises(
+            UserError, match=r"last: the checkpoint cannot be saved: .*previous one is whole.*resume=.*run"
+        ):
             save(folder, 2.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra.errors import HydraException
 
 from spkexp import cli
 from spkexp.cli import compose_config
@@ -55,7 +54,10 @@ def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
         (["optimiser=adam"], ["optimiser"]),
         (["trainer/optimiser=adam"], ["trainer/optimiser: no such config group; did you mean 'trainer/optimizer'?"]),
         (["trainer.precision=fp8"], ["trainer.precision: must be one of fp32, bf16, fp16; got 'fp8'"]),
-        (["model.encoder._target_=spkexp.models.ecapa.EKAPA"], ["model.encoder._target_: module 'spkexp.models.ecapa' has no 'EKAPA', but"]),
+        (
+            ["model.encoder._target_=spkexp.models.ecapa.EKAPA"],
+            ["model.encoder._target_: module 'spkexp.models.ecapa' has no 'EKAPA', but"],
+        ),
         (["model.encoder._target_=nowhere.X"], ["model.encoder._target_: there is no module 'nowhere'"]),
         (["model.encoder=null"], ["model.encoder: missing; it needs a '_target_' that names a class"]),
         (["loss=[1,2]"], ["loss: expected the name of a file in conf/loss, got [1,2]"]),
@@ -132,11 +134,11 @@ def test_every_group_file_composes_and_passes(group: str) -> None:
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     assert names
     for name in names:
-        try:
-            cfg = compose_config([f"{group}={name}"])
-        except HydraException as error:  # name the file
-            pytest.fail(f"{group}/{name}: {error}")
+        cfg = compose_config([f"{group}={name}"])
         try:
             check(cfg)
+            found = []
         except ConfigError as error:
-            assert all("missing; give it as" in mistake for mistake in error.mistakes), error
+            found = error.mistakes
+        # What a user has to give (data.root, data.manifest) may be missing, nothing else may be wrong.
+        assert [mistake for mistake in found if "missing; give it as" not in mistake] == []

@@ -52,10 +52,10 @@ def test_parts_make_up_the_batch_for_any_number_of_processes() -> None:
 
 
 def test_resumed_batches_are_those_of_an_unbroken_run() -> None:
-    everything = list(parts(range(0, 10)))
+    everything = list(parts(range(10)))
     assert list(parts(range(7, 10))) == everything[7:]
     assert {epoch for epoch, _ in everything[2]} == {1}
-    halves = [list(parts(range(0, 10), world=2, rank=rank)) for rank in (0, 1)]
+    halves = [list(parts(range(10), world=2, rank=rank)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == everything
 
 

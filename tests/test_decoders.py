@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio_files import RATE, encode, integers, pcm, riff, tones
 
 from spkexp.data import audio
 from spkexp.errors import AudioError
+from tests.audio_files import RATE, encode, integers, pcm, riff, tones
 
 
 def test_wav_headers_of_every_kind(tmp_path: Path) -> None:

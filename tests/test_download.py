@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.archive_server import Server, pack, serving
 
 from spkexp.data.corpora.download import Archive, fetch, locked, unpack
 from spkexp.errors import UserError
+from tests.archive_server import Server, pack, serving
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 

@@ -29,7 +29,10 @@ def test_csv_keeps_leading_zeros_and_order(tmp_path: Path) -> None:
 
 
 def test_speechbrain_json_and_csv(tmp_path: Path) -> None:
-    entries = {"u1": {"wav": "{data_root}/a.wav", "length": 1.25, "spk_id": "x"}, "u2": {"wav": "{data_root}/b.wav", "length": 2, "spk_id": "y"}}  # fmt: skip
+    entries = {
+        "u1": {"wav": "{data_root}/a.wav", "length": 1.25, "spk_id": "x"},
+        "u2": {"wav": "{data_root}/b.wav", "length": 2, "spk_id": "y"},
+    }
     table = read_table(write(tmp_path / "m.json", json.dumps(entries)), tmp_path)
     assert table.select("id", "path", "duration", "speaker").rows() == [
         ("u1", f"{tmp_path}/a.wav", 1.25, "x"),
@@ -130,7 +133,9 @@ def test_a_million_rows_are_columns() -> None:
         assert column[index] == names[index]
     # What a worker process gets is two arrays, not a list of objects.
     assert len(pickle.dumps(column)) < 50_000 * (len("id0000000/é".encode()) + 8) + 1000
-    table = pl.DataFrame({"id": ["u", "v", "w"], "path": ["1", "2", "3"], "duration": [1.0, 2.0, 3.0], "speaker": ["b", "a", "b"]})
+    table = pl.DataFrame(
+        {"id": ["u", "v", "w"], "path": ["1", "2", "3"], "duration": [1.0, 2.0, 3.0], "speaker": ["b", "a", "b"]}
+    )
     utterances = Utterances.of(table, "speaker")
     assert utterances.label_names == ["a", "b"]
     np.testing.assert_array_equal(utterances.label, [1, 0, 1])

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.archive_server import Server, pack, serving
 
 from spkexp.data.corpora import mini_librispeech
 from spkexp.data.corpora.mini_librispeech import MiniLibriSpeech
 from spkexp.errors import UserError
+from tests.archive_server import Server, pack, serving
 
 
 @pytest.fixture

@@ -43,7 +43,11 @@ def test_by_utterance_keeps_every_speaker_in_train(caplog: pytest.LogCaptureFixt
 def test_the_column_is_honoured() -> None:
     table = pl.DataFrame({"id": list("abcd"), "speaker": list("wxyz"), "split": ["train", "Dev", "eval", "train"]})
     found = split_table(table, "speaker", "auto", SHARES, seed=0)
-    assert {name: part["id"].to_list() for name, part in found.items()} == {"train": ["a", "d"], "val": ["b"], "test": ["c"]}
+    assert {name: part["id"].to_list() for name, part in found.items()} == {
+        "train": ["a", "d"],
+        "val": ["b"],
+        "test": ["c"],
+    }
     with pytest.raises(UserError, match="'train-clean-100'"):
         split_table(table.with_columns(pl.lit("train-clean-100").alias("split")), "speaker", "auto", SHARES, 0)
     with pytest.raises(UserError, match="no column 'split'"):

@@ -18,6 +18,7 @@ from tests.conftest import Corpus
 ROOT = Path(__file__).parents[1]
 TINY = [
     "data=manifest",
+    "augment=none",
     "data.crop_seconds=0.4",
     "model.encoder.channels=16",
     "model.encoder.aggregation_channels=32",
@@ -36,8 +37,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "W
 def command(module: str, *arguments: str, processes: int = 1) -> list[str]:
     if processes == 1:
         return [sys.executable, "-m", f"spkexp.{module}", *arguments]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
-    return [sys.executable, *launcher, "-m", f"spkexp.{module}", *arguments]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [*launcher, f"--nproc-per-node={processes}", "-m", f"spkexp.{module}", *arguments]
 
 
 def run(module: str, *arguments: str, processes: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -94,7 +95,11 @@ def test_a_run_and_what_it_leaves(make_corpus: Corpus, tmp_path: Path) -> None:
     assert entry["num_targets"] == 56
     assert 0 <= entry["eer_ci95"][0] <= entry["eer"] <= entry["eer_ci95"][1] <= 1
     assert set(entry["min_dcf"]) == {"0.01", "0.05"}
-    assert results["parameters"] == sum(v.numel() for k, v in checkpoint.load_tensors(folder / "checkpoints/best")[0].items() if "running" not in k and "num_batches" not in k and k in _parameter_names(folder))  # fmt: skip
+    statistics = ("running_mean", "running_var", "num_batches_tracked", "features.")
+    stored = checkpoint.load_tensors(folder / "checkpoints" / "best")[0]
+    assert results["parameters"] == sum(
+        tensor.numel() for name, tensor in stored.items() if not any(word in name for word in statistics)
+    )
     assert len((folder / "scores" / "val.txt").read_text().splitlines()) == 120
     losses = [loss for _, loss in steps(folder)]
     assert len(losses) == 12
@@ -109,13 +114,6 @@ def test_a_run_and_what_it_leaves(make_corpus: Corpus, tmp_path: Path) -> None:
 
     _evaluate_and_verify(folder, manifest, entry["eer"], tmp_path)
     _fine_tune(folder, manifest, tmp_path)
-
-
-def _parameter_names(folder: Path) -> set[str]:
-    from spkexp import build
-
-    model, _, _ = build.trained_model(folder)
-    return {name for name, _ in model.named_parameters()}
 
 
 def _evaluate_and_verify(folder: Path, manifest: Path, eer: float, tmp_path: Path) -> None:
@@ -152,7 +150,8 @@ def _evaluate_and_verify(folder: Path, manifest: Path, eer: float, tmp_path: Pat
 def _fine_tune(folder: Path, manifest: Path, tmp_path: Path) -> None:
     """Another number of speakers just works."""
     tuned = tmp_path / "tuned"
-    train(manifest, tuned, f"init_from='{folder}'", "trainer.max_steps=1", "data.filter=\"speaker != 's0'\"", "trainer.optimizer.lr=0.0000001")  # fmt: skip
+    fewer = "data.filter=\"speaker != 's0'\""
+    train(manifest, tuned, f"init_from='{folder}'", fewer, "trainer.max_steps=1", "trainer.optimizer.lr=0.0000001")
     before, after = (checkpoint.load_tensors(f / "checkpoints" / "best") for f in (folder, tuned))
     assert before[1]["weight"].shape[0] == 4
     assert after[1]["weight"].shape[0] == 3
@@ -237,6 +236,7 @@ def test_workers_and_bf16_and_accumulation(make_corpus: Corpus, tmp_path: Path) 
     """The number of reading processes changes nothing; bf16 trains; data waits are recorded."""
     manifest = make_corpus()
     settings = ["trainer.precision=bf16", "trainer.max_steps=4", "loss=am_softmax", "trainer/optimizer=sgd"]
+    settings += ["augment=speed"]
     one = train(manifest, tmp_path / "none", *settings)
     two = train(manifest, tmp_path / "two", *settings, "data.num_workers=2")
     assert_identical(one, two)
@@ -245,11 +245,14 @@ def test_workers_and_bf16_and_accumulation(make_corpus: Corpus, tmp_path: Path) 
 
 
 def test_closed_set_by_utterance(make_corpus: Corpus, tmp_path: Path) -> None:
-    manifest = make_corpus(speakers=4, utterances=10)
-    settings = ["data.split.by=utterance", "loss=softmax", "loss.class_weights=inverse_frequency", "trainer.epochs=12"]
-    folder = train(manifest, tmp_path / "run", *settings, "trainer.optimizer.lr=0.01", "trainer/schedule=constant")
+    manifest = make_corpus(speakers=4, utterances=20)
+    settings = ["data.split.by=utterance", "data.split.fractions=[0.9,0.05,0.05]", "loss=softmax"]
+    settings += ["loss.class_weights=inverse_frequency", "trainer.epochs=15", "trainer.optimizer.lr=0.005"]
+    folder = train(manifest, tmp_path / "run", *settings)
     trials = json.loads((folder / "results.json").read_text())["trials"]
-    assert trials["test"]["accuracy"] > 0.7
+    # One utterance a speaker: no target trials, so accuracy alone is measured and chooses the best checkpoint.
+    assert "eer" not in trials["test"]
+    assert trials["test"]["accuracy"] >= 0.75
     assert trials["val"]["untrained"]["accuracy"] < trials["val"]["accuracy"]
 
 
@@ -268,6 +271,37 @@ def test_two_processes_say_what_one_says(make_corpus: Corpus, tmp_path: Path) ->
         losses.append(steps(folder)[0])
     # Batch normalisation sees half a batch in each process, so the losses are near, not equal.
     assert losses[0][1] == pytest.approx(losses[1][1], rel=0.2)
-    refused = run("train", *base, f"data.manifest='{manifest}'", "trainer.batch_size=7", f"run_dir='{tmp_path}/x'", processes=2)
+    refused = run(
+        "train", *base, f"data.manifest='{manifest}'", "trainer.batch_size=7", f"run_dir='{tmp_path}/x'", processes=2
+    )
     assert refused.returncode != 0
     assert "trainer.batch_size: 7 utterances cannot be shared equally by 2 processes" in refused.stderr
+
+
+def test_augmentation_from_outside(make_corpus: Corpus, tmp_path: Path) -> None:
+    """A class from another package, by import path, gets the item and the epoch that its randomness is to come from."""
+    manifest = make_corpus()
+    (tmp_path / "outside.py").write_text(
+        "import torch\n"
+        "class Record(torch.nn.Module):\n"
+        "    def __init__(self, gain: float, seed: int):\n"
+        "        super().__init__()\n"
+        "        self.gain, self.seed = gain, seed\n"
+        "    def forward(self, waveform, lengths, item, epoch):\n"
+        "        print('augmented', self.seed, epoch, tuple(item.shape), flush=True)\n"
+        "        return self.gain * waveform, lengths\n"
+    )
+    ENVIRONMENT_WITH = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    arguments = [*TINY, f"data.manifest='{manifest}'", f"run_dir='{tmp_path}/run'", "trainer.max_steps=5", "seed=3"]
+    node = "augment.waveform={_target_: outside.Record, gain: 0.5}"
+    done = subprocess.run(
+        command("train", *arguments, node), env=ENVIRONMENT_WITH, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("augmented")]
+    assert lines == [f"augmented 3 {epoch} (8,)" for epoch in (0, 0, 0, 0, 1)]
+    wrong = subprocess.run(
+        command("train", *arguments, node.replace("gain", "gian")), env=ENVIRONMENT_WITH, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert "augment.waveform.gian: Record takes no 'gian'; did you mean 'gain'?" in wrong.stderr

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spkexp.augment.speed import change_speed
 from spkexp.data import audio
 from spkexp.data.counter import uniform
 from spkexp.data.manifest import Utterances
@@ -76,7 +77,7 @@ class Crops(Dataset[Batch]):
             waveform[row, : len(crop)] = crop
             lengths[row] = len(crop)
         label = self.utterances.label[used]
-        return Batch(*map(torch.from_numpy, (waveform, lengths, label, used)), bad)
+        return _batch(waveform, lengths, label, used, bad)
 
     def _read(self, epoch: int, item: int, position: float, bad: list[Bad]) -> tuple[int, NDArray[np.float32]]:
         """(the item used, at most num_samples of it)."""
@@ -91,15 +92,17 @@ class Crops(Dataset[Batch]):
         raise AudioError(f"{bad[-1].reason} (and so did {MAX_SUBSTITUTES} others drawn in its place)")
 
     def _crop(self, item: int, position: float) -> NDArray[np.float32]:
-        return audio.read_crop(
+        speed = self.utterances.speed_of(item)
+        crop = audio.read_crop(
             self.utterances.path[item],
-            self.num_samples,
+            round(self.num_samples * speed),
             position,
             segment=self.utterances.segment(item, self.reading.sample_rate),
             sample_rate=self.reading.sample_rate,
             resample=self.reading.resample,
             mix_channels=self.reading.mix_channels,
         )
+        return change_speed(crop, speed)[: self.num_samples]
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -134,10 +137,22 @@ class WholeUtterances(Dataset[Batch]):
         for row, wave in zip(waveform, waves, strict=True):
             row[: len(wave)] = wave
         label = self.utterances.label[used] if used else np.empty(0, dtype=np.int64)
-        return Batch(*map(torch.from_numpy, (waveform, lengths, label, np.array(used, dtype=np.int64))), bad)
+        return _batch(waveform, lengths, label, np.array(used, dtype=np.int64), bad)
 
     def __len__(self) -> int:
         return len(self.utterances)
+
+
+def _batch(
+    waveform: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    label: NDArray[np.int64],
+    item: NDArray[np.int64],
+    bad: list[Bad],
+) -> Batch:
+    return Batch(
+        torch.from_numpy(waveform), torch.from_numpy(lengths), torch.from_numpy(label), torch.from_numpy(item), bad
+    )
 
 
 class Parts:
@@ -181,7 +196,7 @@ def loader(dataset: Dataset[Batch], batches: Parts | list[list[int]], num_worker
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # __getitems__ returns the whole batch
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
         # The workers draw nothing from torch's generators; this keeps them from touching the training's.
@@ -189,5 +204,5 @@ def loader(dataset: Dataset[Batch], batches: Parts | list[list[int]], num_worker
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -23,7 +23,7 @@ class EvaluationSet:
 
     name: str
     utterances: Utterances
-    trials: Trials
+    trials: Trials | None  # None where no two utterances are of one speaker: only closed-set accuracy can be measured
     speakers_known: bool  # label means something: for intervals over speakers, and closed-set accuracy
 
 
@@ -88,7 +88,7 @@ def evaluation_set(
     everything: pl.DataFrame,
     root: str | None,
 ) -> EvaluationSet | None:
-    """Trials from the list `trials`, else pairs of the utterances of `table`; None where those give no trials."""
+    """Trials from the list `trials`, else pairs of the utterances of `table`; None where that is empty."""
     if trials is not None:
         return from_list(name, trials, everything, label, root)
     if len(table) == 0:
@@ -97,9 +97,10 @@ def evaluation_set(
     pairs = make_trials(utterances.label, max_pairs, seed)
     if pairs is None:
         log.warning(
-            "%s: its %d utterances make no trials; EER needs two speakers, one with two utterances", name, len(table)
+            "%s: its %d utterances make no trials, so there is no EER; it needs two speakers, one of them twice",
+            name,
+            len(table),
         )
-        return None
     return EvaluationSet(name, utterances, pairs, speakers_known=True)
 
 

@@ -51,6 +51,7 @@ class Utterances:
     label: NDArray[np.int64]  # index into label_names
     label_names: list[str]  # sorted
     start: NDArray[np.int64] | None  # first sample in the file, where rows are segments of files
+    speed: NDArray[np.float64] | None  # factor by which the row plays its file faster, where some do
 
     def __len__(self) -> int:
         return len(self.label)
@@ -60,7 +61,11 @@ class Utterances:
         if self.start is None:
             return None
         start = int(self.start[item])
-        return start, start + round(self.duration[item] * sample_rate)
+        return start, start + round(self.duration[item] * self.speed_of(item) * sample_rate)
+
+    def speed_of(self, item: int) -> float:
+        """Factor by which the row plays its file faster; 1 as it is."""
+        return 1.0 if self.speed is None else float(self.speed[item])
 
     @staticmethod
     def of(table: pl.DataFrame, label: str) -> "Utterances":
@@ -74,6 +79,7 @@ class Utterances:
             label=codes.to_numpy(writable=True),
             label_names=names,
             start=table["start"].to_numpy(writable=True) if "start" in table.columns else None,
+            speed=table["speed"].to_numpy(writable=True) if "speed" in table.columns else None,
         )
 
 

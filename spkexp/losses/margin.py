@@ -1,7 +1,7 @@
 """Softmax with a margin on the angle between an embedding and its class: AM-softmax and AAM-softmax."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Annotated
 
 import torch
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, Len
 from torch import Tensor, nn
 
-from spkexp.losses.softmax import HeadOutput, normal_classifier
+from spkexp.losses.head import Head, HeadOutput
 from spkexp.types import Fraction, NonNegative, Positive
 
 
-class _MarginSoftmax(nn.Module, ABC):
+class _MarginSoftmax(Head):
     """Cross-entropy of s·cos θ_j, where the true class has a margin m subtracted in a way of its own.
 
     margin: m at the end; it grows exponentially from initial_margin between the epochs ramp_epochs = [from, to],
@@ -36,7 +36,8 @@ class _MarginSoftmax(nn.Module, ABC):
         self.scale, self.margin, self.initial_margin = scale, margin, initial_margin
         self.ramp_steps = [epoch * steps_per_epoch for epoch in ramp_epochs]
         self.label_smoothing = label_smoothing
-        self.weight = normal_classifier(num_classes, embedding_size)
+        # (num_classes, embedding_size) the classes' directions; their lengths never matter.
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_classes, embedding_size)))
 
     def margin_at(self, step: int) -> float:
         """The margin of `step`, a pure function."""

@@ -1,22 +1,15 @@
 """Softmax cross-entropy over a linear classifier."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spkexp.losses.head import Head, HeadOutput
 from spkexp.types import Fraction
 
 
-class HeadOutput(NamedTuple):
-    """What a classification head returns."""
-
-    loss: Tensor  # scalar, float32: mean over the batch
-    scores: Tensor  # (B, num_classes): per class, without any margin, so that accuracy means the same for all heads
-
-
-class Softmax(nn.Module):
+class Softmax(Head):
     """Cross-entropy over a linear classifier, optionally weighted by class.
 
     class_weights "inverse_frequency" weights class c by N / (K n_c): n_c of the N training utterances are of
@@ -54,12 +47,3 @@ class Softmax(nn.Module):
     def scores(self, embedding: Tensor) -> Tensor:
         """(B, num_classes) logits of embeddings (B, embedding_size)."""
         return self.linear(embedding)
-
-    def margin_at(self, step: int) -> float:
-        """Softmax has no margin."""
-        return 0.0
-
-
-def normal_classifier(num_classes: int, embedding_size: int) -> nn.Parameter:
-    """(num_classes, embedding_size) class directions; their length never matters."""
-    return nn.Parameter(nn.init.xavier_normal_(torch.empty(num_classes, embedding_size)))

@@ -5,19 +5,24 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spkexp.scoring.metrics import eer, error_rates
+from spkexp.scoring.verification import Scored
 
 # Rates that the axes of a DET plot name; outside of the first and last nothing is drawn.
 _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
-def det_plot(file: Path, scores: Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> None:
+def det_plot(file: Path, scored: Mapping[str, Scored]) -> None:
     """Detection error trade-off: miss against false alarm on normal-deviate axes (Martin et al. 1997).
 
-    scores: for each trial list its name, scores (N,) and targets (N,).
+    scored: the trial lists by name; those without trials are left out, and no plot is made of none.
     """
+    scores = {
+        n: (s.scores, s.trials.target) for n, s in scored.items() if s.trials is not None and s.scores is not None
+    }
+    if not scores:
+        return
     # The object interface: pyplot would look for a display and keep the figure alive.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

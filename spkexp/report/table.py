@@ -12,20 +12,16 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
     entries = results["trials"]
     if not entries:
         return "no trials, so no error rates; the split of the data, or data.trials, gives some"
+    p_targets = next((list(entry["min_dcf"]) for entry in entries.values() if "min_dcf" in entry), [])
+    accuracies = any("accuracy" in entry for entry in entries.values())
     table.add_column("trials")
-    table.add_column("EER %", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for p_target in next(iter(entries.values()))["min_dcf"]:
-        table.add_column(f"minDCF({p_target})", justify="right")
-    if any("accuracy" in entry for entry in entries.values()):
-        table.add_column("accuracy %", justify="right")
+    for column in ("EER %", "95 % interval", *(f"minDCF({p})" for p in p_targets), *["accuracy %"] * accuracies):
+        table.add_column(column, justify="right")
     for name, entry in entries.items():
-        interval = entry["eer_ci95"]
-        bounds = f"{100 * interval[0]:.2f}–{100 * interval[1]:.2f}" if interval else "–"
-        table.add_row(f"{name} ({entry['num_trials']:,})", f"{100 * entry['eer']:.2f}", bounds, *_rest(entry))
+        title = f"{name} ({entry['num_trials']:,})" if "num_trials" in entry else name
+        table.add_row(title, *_cells(entry, p_targets, accuracies))
         if entry.get("untrained"):
-            untrained = entry["untrained"]
-            table.add_row("  untrained", f"{100 * untrained['eer']:.2f}", "", *_rest(untrained), style="dim")
+            table.add_row("  untrained", *_cells(entry["untrained"], p_targets, accuracies))
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -37,6 +33,15 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
     return captured.get().rstrip()
 
 
-def _rest(entry: dict[str, Any]) -> list[str]:
-    cells = [f"{value:.3f}" for value in entry["min_dcf"].values()]
-    return cells + ([f"{100 * entry['accuracy']:.1f}"] if "accuracy" in entry else [])
+def _cells(entry: dict[str, Any], p_targets: list[str], accuracies: bool) -> list[str]:
+    interval, costs = entry.get("eer_ci95"), entry.get("min_dcf", {})
+    cells = [
+        _percent(entry.get("eer")),
+        f"{100 * interval[0]:.2f}–{100 * interval[1]:.2f}" if interval else "",
+        *(f"{costs[p]:.3f}" if p in costs else "" for p in p_targets),
+    ]
+    return [*cells, _percent(entry.get("accuracy"))] if accuracies else cells
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.2f}"

@@ -27,13 +27,13 @@ BLOCK = 65_536
 
 @dataclass(frozen=True)
 class Scored:
-    """The trials of an evaluation set that could be scored, and their scores."""
+    """The trials of an evaluation set that could be scored, and their scores; both None where the set has none."""
 
     set: EvaluationSet
-    trials: Trials
-    scores: NDArray[np.float32]  # (N,) cosine, in [-1, 1]
-    skipped: int  # trials left out because an utterance could not be read
     embeddings: NDArray[np.float32]  # (utterances, embedding_size), NaN where unreadable
+    trials: Trials | None
+    scores: NDArray[np.float32] | None  # (N,) cosine, in [-1, 1]
+    skipped: int  # trials left out because an utterance could not be read
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,31 @@ def score(
     utterances, trials = evaluation.utterances, evaluation.trials
     embeddings, bad = embed(model, utterances, reading, settings.batch_seconds, num_workers, should_stop)
     policy.apply(bad, len(utterances))
-    readable = np.isfinite(embeddings).all(axis=1)
-    if not readable.all() and (~readable).sum() > len(bad):
-        item = int(np.flatnonzero(~readable)[0])
+    readable = np.asarray(np.isfinite(embeddings).all(axis=1))
+    if (~readable).sum() > len(bad):
+        unreadable = {entry.id for entry in bad}
+        item = next(i for i in np.flatnonzero(~readable).tolist() if utterances.id[i] not in unreadable)
         raise UserError(
             f"{evaluation.name}: the embedding of {utterances.id[item]} is not finite; did training diverge?"
         )
+    for entry in bad:
+        log.warning("%s: skipped %s: %s", evaluation.name, entry.id, entry.reason)
+    if trials is None:
+        return Scored(evaluation, embeddings, None, None, 0)
     usable = readable[trials.enroll] & readable[trials.test]
     if not usable.all():
-        for entry in bad:
-            log.warning("%s: skipped %s: %s", evaluation.name, entry.id, entry.reason)
         log.warning("%s: skipped %d of %d trials", evaluation.name, (~usable).sum(), len(trials))
         trials = Trials(trials.enroll[usable], trials.test[usable], trials.target[usable])
         if trials.target.all() or not trials.target.any():
             raise UserError(f"{evaluation.name}: without the unreadable files, trials of one kind only are left")
-    return Scored(evaluation, trials, cosine_scores(embeddings, trials), int((~usable).sum()), embeddings)
+    return Scored(evaluation, embeddings, trials, cosine_scores(embeddings, trials), int((~usable).sum()))
 
 
 def summarise(scored: Scored, settings: Scoring, interval: bool) -> dict[str, Any]:
-    """The entry of results.json for one trial list; rates are fractions."""
+    """The entry of results.json for one trial list; rates are fractions. Empty where there are no trials."""
     trials, label = scored.trials, scored.set.utterances.label
+    if trials is None or scored.scores is None:
+        return {}
     ranking = Ranking(scored.scores, trials.target)
     rates = ranking.error_rates()
     bounds = None
@@ -127,6 +132,8 @@ def closed_set_accuracy(predicted: NDArray[np.int64], utterances: Utterances, na
 
 def write_scores(file: Path, scored: Scored) -> None:
     """'enroll test score label' a line, the label 1 for a target."""
+    assert scored.trials is not None
+    assert scored.scores is not None
     file.parent.mkdir(parents=True, exist_ok=True)
     names, trials = scored.set.utterances.id, scored.trials
     temporary = file.with_name(f".{file.name}.partial")
