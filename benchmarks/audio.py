@@ -1,15 +1,11 @@
 """CPU time to read a random 2-s crop of wav and of FLAC: spkexp's reader against SpeechBrain's recipe.
 
-    OMP_NUM_THREADS=1 python benchmarks/audio.py [--repeats 9] [--output benchmarks/results/audio.json]
+    OMP_NUM_THREADS=1 python benchmarks/audio.py [--repeats 9] [--output FILE]
 
 The files are real speech (LibriSpeech test-other, up to 15 s), copied to a temporary folder in both formats, and in
 the page cache. Both read the same crops to float32 torch tensors, taking turns; medians of the turns are printed.
 """
 
-import argparse
-import datetime
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +15,7 @@ from statistics import median
 import numpy as np
 import soundfile
 import torch
+from common import parser, write
 from speechbrain.dataio import audio_io
 from torch import Tensor
 
@@ -68,49 +65,38 @@ def measure(files: dict[str, int], repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="turns of each reader")
-    parser.add_argument("--speech", type=Path, default=SPEECH, help="a folder with FLAC files of 16 kHz speech")
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, "audio")
+    arguments.add_argument("--repeats", type=int, default=9, help="turns of each reader")
+    arguments.add_argument("--speech", type=Path, default=SPEECH, help="a folder with FLAC files of 16 kHz speech")
+    given = arguments.parse_args()
     torch.set_num_threads(1)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for suffix in ("wav", "flac"):
             files = {}
-            for source in sorted(arguments.speech.rglob("*.flac")):
+            for source in sorted(given.speech.rglob("*.flac")):
                 samples, rate = soundfile.read(source, dtype="int16")
                 if len(samples) > CROP:
                     path = f"{folder}/{source.stem}.{suffix}"
                     soundfile.write(path, samples, rate, subtype="PCM_16")
                     files[path] = len(samples)
             if not files:
-                parser.error(f"{arguments.speech}: no FLAC file longer than 2 s")
-            results.append({"format": suffix, "files": len(files), **measure(files, arguments.repeats)})
-    figures = {
-        "benchmark": "random 2-s crop of 16 kHz 16-bit speech to a float32 tensor, CPU time, one thread, page cache",
-        "speech": "LibriSpeech test-other, up to 15 s" if arguments.speech == SPEECH else str(arguments.speech),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {cpu_name()}, 1 thread",
-        "versions": {
-            "soundfile": soundfile.__version__,
-            "libsndfile": soundfile.__libsndfile_version__,
-            "torch": torch.__version__,
+                arguments.error(f"{given.speech}: no FLAC file longer than 2 s")
+            results.append({"format": suffix, "files": len(files), **measure(files, given.repeats)})
+    write(
+        given.output,
+        "random 2-s crop of 16 kHz 16-bit speech to a float32 tensor, CPU time, one thread, page cache",
+        {
+            "speech": "LibriSpeech test-other, up to 15 s" if given.speech == SPEECH else str(given.speech),
+            "asked_at_most_ms": {"wav": 0.1, "flac": 0.75},
+            "repeats": given.repeats,
+            "crops": CROPS,
+            "results": results,
         },
-        "repeats": arguments.repeats,
-        "crops": CROPS,
-        "results": results,
-    }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+        "soundfile",
+        "speechbrain",
+        "torch",
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,16 @@
 """LogMel of a batch against torchaudio's fbank utterance by utterance, on one CPU thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/features.py [--repeats 15] [--output benchmarks/results/features.json]
+    OMP_NUM_THREADS=1 python benchmarks/features.py [--repeats 15] [--output FILE]
 
 Both give the same features, mean-normalised, of 32 utterances of 2 s. The two alternate; medians are printed.
 """
 
-import argparse
-import datetime
-import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
-import torchaudio
+from common import parser, write
 from torch import Tensor
 from torchaudio.compliance.kaldi import fbank
 
@@ -67,29 +62,21 @@ def measure(num_mels: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="measurements of each, after two to warm up")
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, "features")
+    arguments.add_argument("--repeats", type=int, default=15, help="measurements of each, after two to warm up")
+    given = arguments.parse_args()
     torch.set_num_threads(1)
-    figures = {
-        "benchmark": "log-mel of 32 x 2 s, mean-normalised, one CPU thread",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {cpu_name()}, 1 thread",
-        "versions": {"torch": torch.__version__, "torchaudio": torchaudio.__version__},
-        "repeats": arguments.repeats,
-        "results": [measure(num_mels, arguments.repeats) for num_mels in (23, 72, 80)],
-    }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    write(
+        given.output,
+        "log-mel of 32 x 2 s, mean-normalised, one CPU thread",
+        {
+            "asked_times_faster": 3.0,
+            "repeats": given.repeats,
+            "results": [measure(num_mels, given.repeats) for num_mels in (23, 72, 80)],
+        },
+        "torch",
+        "torchaudio",
+    )
 
 
 if __name__ == "__main__":

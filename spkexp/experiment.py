@@ -50,8 +50,6 @@ class Experiment:
         """Train to the end, or raise Stopped with everything saved; then score and report."""
         trainer = self.trainer
         try:
-            if trainer.step == 0 and not trainer.untrained:
-                trainer.untrained = {name: self._evaluate(found) for name, found in self.data.evaluation.items()}
             self._announce()
             trainer.fit()
             results = self._report()
@@ -175,12 +173,16 @@ class Experiment:
         return {} if accuracy is None else {"accuracy": accuracy}
 
     def _report(self) -> dict[str, Any]:
-        """Score the best checkpoint on every trial list; write results.json, score files and DET plots."""
+        """Score the best checkpoint and the untrained encoder on every trial list; write results, scores and plots."""
         trainer, cfg = self.trainer, self.cfg
         best = checkpoint.find(distributed.broadcast(self.folder))
         checkpoint.load_into(self.train_step.model, checkpoint.load_tensors(best)[0], best, "model")
         checkpoint.load_into(self.train_step.head, checkpoint.load_tensors(best)[1], best, "head")
         scored = {name: self._score(evaluation) for name, evaluation in self.data.evaluation.items()}
+        classified = {name: self._closed_set(result) for name, result in scored.items()}
+        # The initial weights are a function of the seed: they are made again, so that training starts without a delay.
+        self.train_step = self._build_step()
+        untrained = {name: self._evaluate(evaluation) for name, evaluation in self.data.evaluation.items()}
         results = {
             "model": cfg.names.model,
             "data": cfg.names.data,
@@ -199,8 +201,8 @@ class Experiment:
         for name, result in scored.items():
             results["trials"][name] = {
                 **summarise(result, self.scoring, interval=True),
-                **self._closed_set(result),
-                "untrained": trainer.untrained.get(name),
+                **classified[name],
+                "untrained": untrained[name],
             }
             if self.scoring.save_scores and result.trials is not None:
                 write_scores(self.folder / "scores" / f"{name}.txt", result)

@@ -61,7 +61,6 @@ class Trainer:
         self.validated = 0  # the step that was validated last
         self.best: dict[str, float] = {}  # step of the best checkpoint and the value, lower is better, that made it so
         self.seconds = 0.0  # spent in steps
-        self.untrained: dict[str, Any] = {}  # what the encoder scored before the first step
         self._saved: tuple[int, int] | None = None  # (step, validated) of the last checkpoint
         self._saved_at = time.monotonic()
 
@@ -197,7 +196,6 @@ class Trainer:
             "validated": self.validated,
             "best": self.best,
             "seconds": self.seconds,
-            "untrained": self.untrained,
             "bad_files": bad_files,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -215,5 +213,5 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.bad_files.load(state["bad_files"])
         self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
-        self.seconds, self.untrained = state["seconds"], state["untrained"]
+        self.seconds = state["seconds"]
         self._saved = (self.step, self.validated)
