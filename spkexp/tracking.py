@@ -142,7 +142,7 @@ def _obstacle() -> str | None:
     """Why wandb cannot go online, found out in seconds (its own attempt blocks for minutes); None: nothing."""
     import wandb
 
-    url = urlsplit(wandb.Settings().base_url)
+    url = urlsplit(wandb.setup().settings.base_url)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
         socket.create_connection((url.hostname or "", port), timeout=CONNECT_SECONDS).close()

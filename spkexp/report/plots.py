@@ -51,6 +51,6 @@ def det_plot(file: Path, scored: Mapping[str, Scored]) -> None:
     axes.set_ylabel("misses (%)")
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_aspect("equal")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="upper right", framealpha=1.0, edgecolor="none")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
