@@ -89,8 +89,11 @@ def reading(cfg: DictConfig) -> Reading:
     return Reading(cfg.model.features.sample_rate, cfg.data.resample, cfg.data.mix_channels)
 
 
-def table(cfg: DictConfig) -> pl.DataFrame:
-    """The corpus's or the manifest's utterances, filtered, with durations. One process does what writes to disk."""
+def table(cfg: DictConfig) -> tuple[pl.DataFrame, int]:
+    """The corpus's or the manifest's utterances, filtered, with durations; and how many unusable ones it leaves out.
+
+    One process does what writes to disk.
+    """
     data = cfg.data
     if data.corpus is not None:
         corpus = build(data.corpus, "data.corpus")
@@ -103,12 +106,13 @@ def table(cfg: DictConfig) -> pl.DataFrame:
     if data.split.by == "speaker" and "split" in found.columns:
         found = found.drop("split")
     found = filter_table(found, data.filter)
-    return with_durations(require_label(found, data.label), data.on_error, data.max_bad_fraction)
+    usable = with_durations(require_label(found, data.label), data.on_error, data.max_bad_fraction)
+    return usable, len(found) - len(usable)
 
 
 def data(cfg: DictConfig) -> Data:
     """Training utterances and evaluation sets. Raises UserError for anything wrong with them."""
-    everything = table(cfg)
+    everything, skipped = table(cfg)
     settings = cfg.data
     tables = split_table(everything, settings.label, settings.split.by, settings.split.fractions, settings.split.seed)
     log.info("data: %s", describe(tables, settings.label))
@@ -127,9 +131,12 @@ def data(cfg: DictConfig) -> Data:
             everything,
             settings.root,
         )
-        if found is not None:
+        if found is None:
+            continue
+        # Without trials there is still the accuracy, where the speakers were trained on; else nothing to measure.
+        if found.trials is not None or set(found.utterances.label_names) <= set(train.label_names):
             evaluation[name] = found
-    return Data(train, evaluation, reading(cfg))
+    return Data(train, evaluation, reading(cfg), skipped)
 
 
 def num_workers(cfg: DictConfig, device: torch.device) -> int:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -35,6 +36,7 @@ def errors_to_exit_codes() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        _record(str(error))
         if os.environ.get("RANK", "0") == "0":  # the same config on every rank: say it once
             count = len(error.mistakes)
             print(f"spkexp: {count} mistake{'s' * (count != 1)} in the config", file=sys.stderr)
@@ -42,6 +44,7 @@ def errors_to_exit_codes() -> Iterator[None]:
                 print(f"  {mistake}", file=sys.stderr)
         sys.exit(EXIT_USER)
     except UserError as error:
+        _record(str(error))
         print(f"spkexp: {error}", file=sys.stderr)
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
@@ -50,6 +53,16 @@ def errors_to_exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception:
+        _record(traceback.format_exc())
+        raise
+
+
+def _record(text: str) -> None:
+    """Put an error into the run's train.log, if there is one yet; the terminal shows it in a way of its own."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord("spkexp", logging.ERROR, __file__, 0, text, None, None))
 
 
 def hydra_command(task: Callable[[DictConfig, list[str]], None]) -> Callable[[], None]:

@@ -69,7 +69,7 @@ def _listed(trials: Path, cfg: DictConfig) -> EvaluationSet:
     """The list's trials over the run's own utterances, or over files where the run's data is not at hand."""
     label = cfg.data.label
     try:
-        table = build.table(cfg)
+        table, _ = build.table(cfg)
     except UserError as error:
         log.info("the run's own data is not at hand (%s); names in %s must be files", error, trials)
         table = pl.DataFrame(schema={"id": pl.String, "path": pl.String, "duration": pl.Float64, label: pl.String})

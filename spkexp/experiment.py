@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -169,7 +170,9 @@ class Experiment:
         with torch.inference_mode():
             embeddings = torch.from_numpy(scored.embeddings).to(self.device)
             predicted = self.train_step.head.scores(embeddings).argmax(dim=1).cpu().numpy()
-        accuracy = closed_set_accuracy(predicted, scored.set.utterances, self.labels)
+        # What could not be read was never classified: its embedding is NaN.
+        readable = np.asarray(np.isfinite(scored.embeddings).all(axis=1))
+        accuracy = closed_set_accuracy(predicted, readable, scored.set.utterances, self.labels)
         return {} if accuracy is None else {"accuracy": accuracy}
 
     def _report(self) -> dict[str, Any]:
@@ -193,7 +196,7 @@ class Experiment:
             "best_step": trainer.best.get("step", trainer.step),
             "train_seconds": round(trainer.seconds, 3),
             "utterances_per_second": round(trainer.step * self.settings.batch_size / max(trainer.seconds, 1e-9), 3),
-            "skipped_files": len(trainer.bad_files),
+            "skipped_files": self.data.skipped + len(trainer.bad_files),
             "trials": {},
         }
         if not distributed.is_main():

@@ -3,15 +3,15 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spkexp import distributed
-from spkexp.data.dataset import Bad, Batch
+from spkexp.data.dataset import Batch
 from spkexp.data.manifest import Strings
 from spkexp.errors import UserError
 from spkexp.step import StepOutput
@@ -42,6 +42,7 @@ class Meter:
         """ids: names of the utterances, for the error that names them."""
         self._ids = ids
         self._pending: list[_Pending] = []
+        self._newest: _Pending | None = None
         self._last_report = dict.fromkeys(("loss", "accuracy", "grad_norm", "utterances_per_second", "data_wait"), 0.0)
         self._reset()
 
@@ -73,6 +74,7 @@ class Meter:
                 [batch.item for batch, _ in parts],
             )
         )
+        self._newest = self._pending[-1]
         self._settle(keep=1)
         now = time.monotonic()
         seconds, self._latest = now - self._latest, now
@@ -90,16 +92,28 @@ class Meter:
             entry = self._pending.pop(0)
             loss = torch.stack(entry.loss).mean().item()
             norm = entry.norm.item() if entry.norm is not None else 0.0
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._raise(entry, loss, norm)
+            for what, value in (("the loss", loss), ("the gradient's norm", norm)):
+                if not math.isfinite(value):
+                    self._raise(entry, f"{what} is {value}")
             self._sums["loss"] += loss
             self._sums["accuracy"] += torch.stack(entry.accuracy).mean().item()
             self._sums["grad_norm"] += norm
 
-    def _raise(self, entry: _Pending, loss: float, norm: float) -> None:
+    def check_finite(self, module: nn.Module) -> None:
+        """Raises NotFinite, which names the newest step, where a weight or a statistic of `module` is not finite.
+
+        A gradient can be NaN where the loss is not, and without trainer.clip_norm nobody has looked at it.
+        """
+        if self._newest is None:
+            return
+        state = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        finite = torch.stack([tensor.isfinite().all() for tensor in state.values()])
+        if not finite.all():  # one wait for the device, not one a tensor
+            self._raise(self._newest, f"{list(state)[int(finite.int().argmin())]} is not finite any more")
+
+    def _raise(self, entry: _Pending, what: str) -> None:
         names = [self._ids[item] for item in torch.cat(entry.items).tolist()]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         raise NotFinite(
             f"step {entry.step}: {what}, with the utterances {shown}; a lower trainer.optimizer.lr, "
             "trainer.precision=fp32 or trainer.clip_norm help most often"
@@ -139,9 +153,9 @@ class BadFiles:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def add(self, bad: Iterable[Bad]) -> None:
+    def add(self, batch: Batch) -> None:
         """Raises UserError where files are not to be skipped, or too many were."""
-        for entry in bad:
+        for entry in batch.bad:
             if self._on_error == "raise":
                 raise UserError(f"{entry.reason} (utterance {entry.id}; data.on_error=skip leaves such files out)")
             if entry.id not in self._seen:
@@ -152,6 +166,8 @@ class BadFiles:
                 f"{len(self._seen)} of {self._total} training files cannot be used, more than "
                 f"data.max_bad_fraction={self._limit}; train.log lists them"
             )
+        if len(batch.item) == 0:
+            raise UserError(f"{batch.bad[-1].reason} (and so it went with all that were drawn in its place)")
 
     def state(self) -> list[str]:
         return sorted(self._seen)

@@ -28,15 +28,20 @@ def create(cfg: DictConfig) -> Path:
         now = datetime.now()
         name = f"{now:%H%M%S}-{cfg.names.model}-{cfg.names.data}-{secrets.token_hex(2)}"
         folder = Path("runs", f"{now:%Y-%m-%d}", name)
+    taken = UserError(
+        f"run_dir: {folder} exists and is not empty; resume={folder} goes on with a run that is there, "
+        "else choose another run_dir"
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise UserError(
-                f"run_dir: {folder} exists and is not empty; resume={folder} goes on with a run that is there, "
-                "else choose another run_dir"
-            )
-        OmegaConf.save(cfg, folder / "config.yaml")
+            raise taken
+        # Of two runs that come here at once, one makes the file.
+        with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+            OmegaConf.save(cfg, file)
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.is_dir():
+            raise taken from None
         raise UserError(f"run_dir: {folder} cannot be written: {error.strerror}; set run_dir=DIR") from error
     return folder
 

@@ -5,7 +5,7 @@ Every key is named here once, with its type and range; conf/*.yaml gives the val
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le, Len, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from spkexp.types import NonNegativeInt, Positive, PositiveInt
@@ -105,7 +105,7 @@ class Config(Section):
     tracking: Tracking
     scoring: Scoring
     names: Names
-    seed: NonNegativeInt
+    seed: Annotated[int, Ge(0), Lt(2**32)]
     run_dir: Text | None
     resume: Text | None
     init_from: Text | None

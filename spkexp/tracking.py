@@ -90,18 +90,17 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
-    mode: Literal["online", "offline"] = "online" if settings.wandb == "online" else "offline"
-    if mode == "online" and (obstacle := _obstacle()):
-        log.warning(
-            "tracking: wandb goes on offline: %s; `wandb sync %s/wandb/offline-run-*` uploads it later",
-            obstacle,
-            folder,
-        )
-        mode = "offline"
+    # wandb's own crash reports use the network even offline, and where nobody answers they hold up the end of the
+    # process for 10 s. It reads both variables when it is imported.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
+    mode: Literal["online", "offline"] = "online" if settings.wandb == "online" else "offline"
     try:
         import wandb
 
+        if mode == "online" and (obstacle := _obstacle()):
+            _warn_offline(folder, obstacle)
+            mode = "offline"
         id_file = folder / "wandb" / "run_id"
         run_id = id_file.read_text() if id_file.exists() else secrets.token_hex(4)
         id_file.parent.mkdir(exist_ok=True)
@@ -127,7 +126,7 @@ def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
         except wandb.errors.Error as error:
             if mode == "offline":
                 raise
-            log.warning("tracking: wandb goes on offline: %s", str(error).splitlines()[0])
+            _warn_offline(folder, str(error).splitlines()[0])
             wandb.teardown()
             run = start("offline")
         run.define_metric("step")
@@ -136,6 +135,12 @@ def _start_wandb(folder: Path, config: DictConfig, settings: Tracking) -> Any:
     except Exception as error:  # whatever it is, the run matters more than its dashboard
         log.warning("tracking: wandb is off, it cannot start: %s: %s", type(error).__name__, error)
         return None
+
+
+def _warn_offline(folder: Path, reason: str) -> None:
+    log.warning(
+        "tracking: wandb goes on offline: %s; `wandb sync %s/wandb/offline-run-*` uploads it later", reason, folder
+    )
 
 
 def _obstacle() -> str | None:

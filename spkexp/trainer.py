@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spkexp import checkpoint, distributed
+from spkexp.counter import torch_seed
 from spkexp.data.dataset import Batch
 from spkexp.interrupt import StopRequest
 from spkexp.meter import BadFiles, Meter
@@ -89,14 +90,14 @@ class Trainer:
         """One optimizer step, a function of the weights and of (seed, step) alone; returns its seconds."""
         settings = self.settings
         # Dropout draws from torch's generator: it starts from the position, so a resumed run draws the same.
-        torch.manual_seed((self.config.seed << 40) + self.step * distributed.world_size() + distributed.rank())
+        torch.manual_seed(torch_seed(self.config.seed, self.step, distributed.rank()))
         for group, rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = rate * self.schedule(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
         for index in range(settings.accumulate):
             batch = self.meter.wait(source)
-            self.bad_files.add(batch.bad)
+            self.bad_files.add(batch)
             with distributed.no_sync(module, active=index < settings.accumulate - 1):
                 output = self._forward(module, batch)
                 self.scaler.scale(output.loss / settings.accumulate).backward()
@@ -187,7 +188,8 @@ class Trainer:
             self.meter.resume_clock()
 
     def _write(self, name: str) -> None:
-        self.meter.flush()  # raises before weights that are not finite replace good ones
+        self.meter.flush()  # raises before weights that are not finite replace good ones, as does the next line
+        self.meter.check_finite(self.train_step)
         bad_files = sorted({name for names in distributed.gather(self.bad_files.state()) for name in names})
         if not distributed.is_main():
             return

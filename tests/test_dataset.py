@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from spkexp.data.counter import uniform
+from spkexp.counter import uniform
 from spkexp.data.dataset import Crops, Parts, Reading, WholeUtterances, loader
 from spkexp.data.manifest import Utterances, read_table
 from spkexp.data.sampler import RandomSampler, parts_of_batch
-from spkexp.errors import AudioError
+from spkexp.errors import UserError
+from spkexp.meter import BadFiles
 from tests.conftest import Corpus
 
 READING = Reading(16_000, resample=False, mix_channels=False)
@@ -110,8 +111,12 @@ def test_unreadable_file_gives_way_and_is_reported(utterances: Utterances) -> No
     assert again.item[0] == batch.item[1]  # the substitute too is a function of the item
     for item in range(len(utterances)):
         Path(utterances.path[item]).unlink(missing_ok=True)
-    with pytest.raises(AudioError, match="so did 20 others"):
-        crops.__getitems__([(0, 0)])
+    batch = crops.__getitems__([(0, 0)])
+    assert len(batch.item) == len(batch.label) == 0
+    assert len(batch.bad) == 21  # the utterance and 20 others that were drawn in its place
+    lenient = BadFiles("skip", 1.0, len(utterances))
+    with pytest.raises(UserError, match=r"no such file.* all that were drawn in its place"):
+        lenient.add(batch)
 
 
 def test_whole_utterances_are_padded_behind(utterances: Utterances) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from spkexp.counter import generator
 from spkexp.data.corpora.synthetic import VERSION, Synthetic, utterance
-from spkexp.data.counter import generator
 from spkexp.data.recording import Recording, draw_recording, record
 from spkexp.data.synthetic import Manner, draw_manner, draw_voice, speak
 from spkexp.errors import UserError

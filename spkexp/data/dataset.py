@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spkexp.augment.speed import change_speed
+from spkexp.counter import uniform
 from spkexp.data import audio
-from spkexp.data.counter import uniform
 from spkexp.data.manifest import Utterances
 from spkexp.data.sampler import RandomSampler, parts_of_batch
 from spkexp.errors import AudioError
@@ -54,7 +54,8 @@ class Crops(Dataset[Batch]):
     """Random crops of `crop_seconds`; where each starts is a function of (seed, epoch, item).
 
     short "wrap" repeats an utterance that is shorter than the crop, "pad" follows it by zeros. A file that cannot be
-    read gives way to another utterance, drawn from the item's own counter, and is listed in the batch's `bad`.
+    read gives way to another utterance, drawn from the item's own counter, and is listed in the batch's `bad`; where
+    MAX_SUBSTITUTES of those cannot be read either, the batch is empty.
     """
 
     def __init__(
@@ -71,7 +72,12 @@ class Crops(Dataset[Batch]):
         used = items.copy()
         bad: list[Bad] = []
         for row in range(len(keys)):
-            used[row], crop = self._read(epoch, items[row], position[row], bad)
+            found = self._read(epoch, items[row], position[row], bad)
+            if found is None:
+                # An exception would come out of a worker process as its traceback: an empty batch tells instead.
+                none = items[:0]
+                return _batch(waveform[:0], lengths[:0], none, none, bad)
+            used[row], crop = found
             if len(crop) < self.num_samples and self.short == "wrap":
                 crop = np.resize(crop, self.num_samples)
             waveform[row, : len(crop)] = crop
@@ -79,8 +85,8 @@ class Crops(Dataset[Batch]):
         label = self.utterances.label[used]
         return _batch(waveform, lengths, label, used, bad)
 
-    def _read(self, epoch: int, item: int, position: float, bad: list[Bad]) -> tuple[int, NDArray[np.float32]]:
-        """(the item used, at most num_samples of it)."""
+    def _read(self, epoch: int, item: int, position: float, bad: list[Bad]) -> tuple[int, NDArray[np.float32]] | None:
+        """(the item used, at most num_samples of it); None where no other that was drawn can be read either."""
         candidate = item
         for attempt in range(1 + MAX_SUBSTITUTES):
             try:
@@ -89,7 +95,7 @@ class Crops(Dataset[Batch]):
                 bad.append(Bad(self.utterances.id[candidate], str(error)))
                 draw = uniform(self.seed, epoch, np.array([item]), SUBSTITUTE + attempt)[0]
                 candidate = int(draw * len(self.utterances))
-        raise AudioError(f"{bad[-1].reason} (and so did {MAX_SUBSTITUTES} others drawn in its place)")
+        return None
 
     def _crop(self, item: int, position: float) -> NDArray[np.float32]:
         speed = self.utterances.speed_of(item)

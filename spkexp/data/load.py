@@ -32,6 +32,7 @@ class Data:
     train: Utterances
     evaluation: Mapping[str, EvaluationSet]  # among "val" (chooses the best checkpoint) and "test"
     reading: Reading
+    skipped: int  # rows left out beforehand, for a file whose header cannot be read
 
 
 def require_label(table: pl.DataFrame, label: str) -> pl.DataFrame:

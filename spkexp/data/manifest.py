@@ -119,11 +119,11 @@ def _read_file(source: Path) -> pl.DataFrame:
             case ".csv" | ".tsv" | ".txt":
                 separator = "\t" if source.suffix.lower() == ".tsv" else ","
                 # Everything is text first: a speaker '00000020' is a name, not the number 20.
-                return pl.read_csv(source, separator=separator, infer_schema=False)
+                return pl.read_csv(source, separator=separator, infer_schema=False, glob=False)
             case ".json":
                 return _read_json(source)
             case ".parquet":
-                return pl.read_parquet(source)
+                return pl.read_parquet(source, glob=False)
     except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{source}: cannot be read as {source.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise UserError(

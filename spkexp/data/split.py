@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from spkexp.data.counter import generator
+from spkexp.counter import generator
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spkexp.data.counter import generator
+from spkexp.counter import generator
 from spkexp.errors import UserError
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from spkexp.data.counter import generator
+from spkexp.counter import generator
 from spkexp.scoring.metrics import Ranking, eer
 
 

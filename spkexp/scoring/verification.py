@@ -86,6 +86,8 @@ def score(
         )
     for entry in bad:
         log.warning("%s: skipped %s: %s", evaluation.name, entry.id, entry.reason)
+    if not readable.any():
+        raise UserError(f"{evaluation.name}: none of its {len(utterances)} utterances can be read")
     if trials is None:
         return Scored(evaluation, embeddings, None, None, 0)
     usable = readable[trials.enroll] & readable[trials.test]
@@ -118,8 +120,10 @@ def summarise(scored: Scored, settings: Scoring, interval: bool) -> dict[str, An
     }
 
 
-def closed_set_accuracy(predicted: NDArray[np.int64], utterances: Utterances, names: list[str]) -> float | None:
-    """Share of utterances whose predicted index into the training speakers `names` is right.
+def closed_set_accuracy(
+    predicted: NDArray[np.int64], readable: NDArray[np.bool_], utterances: Utterances, names: list[str]
+) -> float | None:
+    """Share of the readable utterances whose predicted index into the training speakers `names` is right.
 
     None where some speaker of `utterances` was not trained on, so that the question has no meaning.
     """
@@ -127,7 +131,7 @@ def closed_set_accuracy(predicted: NDArray[np.int64], utterances: Utterances, na
     if not all(name in index for name in utterances.label_names):
         return None
     expected = np.array([index[name] for name in utterances.label_names])[utterances.label]
-    return float(np.mean(predicted == expected))
+    return float(np.mean((predicted == expected)[readable]))
 
 
 def write_scores(file: Path, scored: Scored) -> None:

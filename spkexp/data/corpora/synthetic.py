@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from spkexp.data.counter import generator
+from spkexp.counter import generator
 from spkexp.data.manifest import read_table
 from spkexp.data.recording import draw_recording, record
 from spkexp.data.synthetic import SAMPLE_RATE, draw_manner, draw_voice, speak

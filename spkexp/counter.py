@@ -12,15 +12,25 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def uniform(seed: int, epoch: int, item: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
     """Uniform in [0, 1), one for each of `item`; `stream` tells independent choices about an item apart."""
-    state = _mix(np.array([seed], dtype=np.uint64))
-    for word in (np.uint64(epoch), np.asarray(item).astype(np.uint64), np.uint64(stream)):
-        state = _mix(state ^ word)
+    state = _hash(seed, epoch, np.asarray(item), stream)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def generator(*key: int) -> np.random.Generator:
     """A numpy generator (Philox) whose numbers depend on `key` alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def torch_seed(*key: int) -> int:
+    """A seed for torch.manual_seed that depends on `key` alone."""
+    return int(_hash(*key)[0] >> np.uint64(1))
+
+
+def _hash(*words: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = _mix(state ^ np.asarray(word).astype(np.uint64))
+    return state
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
