@@ -9,6 +9,7 @@ from typing import Any
 import hydra.utils
 import polars as pl
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import checkpoint, distributed
@@ -21,6 +22,7 @@ from spkexp.data.split import split_table
 from spkexp.errors import UserError
 from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
+from spkexp.signature import TargetError, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,13 @@ def build(node: DictConfig, path: str = "", **run_time: Any) -> Any:
     arguments = OmegaConf.to_container(node, resolve=True)
     assert isinstance(arguments, dict)
     # Lists stay Python lists: what is saved in a model must not be a config object.
-    return hydra.utils.instantiate(arguments, **allowed, _recursive_=False, _convert_="all")
+    try:
+        return hydra.utils.instantiate(arguments, **allowed, _recursive_=False, _convert_="all")
+    except InstantiationException as error:
+        # What the signature cannot say (sizes that must divide, say) the constructor does, by ValueError.
+        if isinstance(error.__cause__, ValueError | TypeError | UserError):
+            raise UserError(f"{path or node._target_}: {error.__cause__}") from error
+        raise
 
 
 def model(cfg: DictConfig) -> SpeakerModel:
@@ -55,15 +63,28 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     folder = checkpoint.find(source)
     cfg = checkpoint.load_config(folder)
     for target in _targets(cfg.model):
-        if target.split(".")[0] not in ("spkexp", *trust):
-            raise UserError(
-                f"{folder / checkpoint.CONFIG}: names {target}, which is not of spkexp; "
-                f"if you trust it, pass trust=('{target.split('.')[0]}',)"
-            )
+        _require_trusted(target, trust, folder / checkpoint.CONFIG)
     speaker_model = model(cfg.model)
     tensors, _ = checkpoint.load_tensors(folder)
     checkpoint.load_into(speaker_model, tensors, folder, "model")
     return speaker_model.eval(), cfg, folder
+
+
+def _require_trusted(target: str, trust: tuple[str, ...], file: Path) -> None:
+    """Raise UserError unless `target` is a class that a model part of spkexp, or a package in `trust`, defines itself.
+
+    The first word of the path is not enough: `spkexp.build.torch.hub.load` walks through what a module imports.
+    """
+    allowed = ("spkexp.models", "spkexp.features", *trust)
+    try:
+        owner = owner_of(target)
+    except TargetError as error:
+        raise UserError(f"{file}: {error}; the config of a model may name classes only") from error
+    if not any(owner == package or owner.startswith(f"{package}.") for package in allowed):
+        raise UserError(
+            f"{file}: names {target}, which is no model of spkexp; "
+            f"if you trust it, pass trust=('{owner.split('.')[0]}',)"
+        )
 
 
 def _targets(node: Any) -> list[str]:
@@ -97,8 +118,7 @@ def table(cfg: DictConfig) -> tuple[pl.DataFrame, int]:
     data = cfg.data
     if data.corpus is not None:
         corpus = build(data.corpus, "data.corpus")
-        with distributed.main_first():
-            found = corpus.table(Path(data.root).expanduser())
+        found = distributed.main_first(lambda: corpus.table(Path(data.root).expanduser()))
     elif data.manifest is not None:
         found = read_table(data.manifest, data.root)
     else:

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError, UserError
@@ -53,8 +54,11 @@ def errors_to_exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         _record(traceback.format_exc())
+        if os.environ.get("RANK", "0") != "0" and "Connection closed by peer" in str(error):
+            print("spkexp: another process of the run ended; its message says why", file=sys.stderr)
+            sys.exit(1)
         raise
 
 
@@ -111,6 +115,11 @@ def check_all(arguments: list[str], multirun: bool) -> None:
     parsed, mistakes = _parse(arguments)
     if multirun:
         combinations = _sweep(parsed)
+        mistakes += [
+            "run_dir: one folder cannot hold the runs of a sweep; leave it out"
+            for o in parsed
+            if o.key_or_group == "run_dir"
+        ]
     else:
         sweeps = [o for o in parsed if o.is_sweep_override()]
         mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
@@ -167,6 +176,8 @@ def _check_one(overrides: list[str]) -> list[str]:
         try:
             cfg = compose_config(remaining)
             break
+        except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+            return [*mistakes, f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
         except HydraException as error:
             bad, mistake = _explain(error, remaining)
             if mistake:
@@ -254,6 +265,8 @@ def set_up_logging(file: Path | None = None) -> None:
     logging.getLogger("spkexp").setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
+    if os.environ.get("RANK", "0") != "0":  # every process does the same: one of them says so
+        console.setLevel(logging.WARNING)
     root.addHandler(console)
     if file is not None:
         handler = logging.FileHandler(file, encoding="utf-8")

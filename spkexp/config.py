@@ -28,7 +28,16 @@ RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "data.sampler": ("num_items",),
 }
 # Nodes that `spkexp.build` turns into objects and that must be there.
-REQUIRED_NODES = ("model.features", "model.encoder", "model.pooling")
+REQUIRED_NODES = (
+    "model",
+    "model.features",
+    "model.encoder",
+    "model.pooling",
+    "loss",
+    "trainer.optimizer",
+    "trainer.schedule",
+    "data.sampler",
+)
 
 
 def config_folder() -> Path:
@@ -49,6 +58,9 @@ def check(cfg: DictConfig) -> None:
     mistakes += _check_sections(container)
     for path, node in _nodes(container):
         mistakes += check_node(path, node)
+    data = container.get("data")
+    if isinstance(data, dict) and data.get("corpus") is not None and data.get("manifest"):
+        mistakes.append("data.manifest: this corpus has utterances of its own; add data=manifest to use a manifest")
     for path in REQUIRED_NODES:
         if "_target_" not in (_at(container, path) or {}):
             mistakes.append(f"{path}: missing; it needs a '_target_' that names a class")
@@ -68,7 +80,7 @@ def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
     run_time = RUN_TIME_ARGUMENTS.get(path, ())
     mistakes = []
     for key, value in node.items():
-        if key.startswith("_") or key == "???":
+        if key == "_target_":
             continue
         if key not in signature.types:
             if not signature.accepts_any:
@@ -194,8 +206,11 @@ def _known_keys(root: type | None, path: str) -> list[str]:
     """Keys of the section at `path`."""
     section: Any = root
     for key in filter(None, path.split(".")):
-        section = section.model_fields[key].annotation
-    return list(getattr(section, "model_fields", {}))
+        field = getattr(section, "model_fields", {}).get(key)
+        section = field.annotation if field else None
+    if path and section is None:
+        section = root
+    return [field.alias or name for name, field in getattr(section, "model_fields", {}).items()]
 
 
 def _unknown(path: str, key: str, owner: str, known: list[str], node: Mapping[str, Any] | None = None) -> str:

@@ -4,23 +4,29 @@ The only importer of torch.distributed, so that no other module asks for its ran
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spkexp.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
 
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
     """Join the process group that torchrun announces in the environment, if any; yields this process's device.
 
-    device: "auto" (cuda where there is one), "cpu" or "cuda".
+    device: "auto" (cuda where there is one), "cpu" or "cuda". Raises ConfigError where there is no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(["trainer.device: there is no CUDA device here; use cpu"])
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if "RANK" not in os.environ:
         yield torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
@@ -88,14 +94,24 @@ def mean(values: Sequence[float]) -> list[float]:
     return (shared / world_size()).tolist()
 
 
-@contextmanager
-def main_first() -> Iterator[None]:
-    """The main process runs the block before the others do: what it leaves on disk, they find."""
-    if not is_main():
-        barrier()
-    yield
+def main_first(work: Callable[[], T]) -> T:
+    """`work()` of every process, the main one's before the others': what it leaves on disk, they find.
+
+    A UserError of the main process is raised in all of them.
+    """
+    if world_size() == 1:
+        return work()
+    error: UserError | None = None
+    result: list[T] = []
     if is_main():
-        barrier()
+        try:
+            result.append(work())
+        except UserError as mistake:
+            error = mistake
+    error = broadcast(error)
+    if error is not None:
+        raise error
+    return result[0] if is_main() else work()
 
 
 def wrap(module: nn.Module) -> nn.Module:

@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 
 def evaluate(source: Path, trials: Path | None, root: str | None, output: Path | None, device: torch.device) -> None:
     """Score `source` (a run or checkpoint folder) and write results; prints the table. Raises UserError."""
-    model, cfg, folder = build.trained_model(source)
+    model, cfg, _ = build.trained_model(source)
     model.to(device)
     if root is not None:
         cfg.data.root = root
-    is_run = folder.parent.name == "checkpoints"
-    output = output or (folder.parent.parent if is_run else folder)
+    # The results of a run are those of its best checkpoint; one that is named itself keeps its own.
+    output = output or Path(source).expanduser()
+    if trials is not None and trials.stem in ("val", "test"):
+        raise UserError(f"{trials}: {trials.stem} is the name of the run's own trials; rename the list")
     settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
     policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
     results = _earlier(output, cfg, sum(p.numel() for p in model.parameters()))

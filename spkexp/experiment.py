@@ -1,6 +1,7 @@
 """A run from its config to its results: set up, train, score the best checkpoint, write what people read."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,23 @@ class Experiment:
         self.workers = build.num_workers(cfg, device)
         self._check_against_machine()
         self.folder = _open_folder(cfg, resumed)
-        self.data = build.data(cfg)
+        try:
+            self._build(resumed)
+        except UserError:
+            if not resumed and distributed.is_main():  # nothing was trained: the corrected command finds the place free
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _build(self, resumed: bool) -> None:
+        self.data = build.data(self.cfg)
         self.labels = self.data.train.label_names
         self.steps_per_epoch = _steps_per_epoch(self.data, self.settings.batch_size)
         last = self.settings.epochs * self.steps_per_epoch
         self.total_steps = min(last, self.settings.max_steps or last)
         self.train_step = self._build_step()
         self.trainer = self._build_trainer(resumed)
+        if resumed and distributed.is_main():  # the next resume goes by what changed in this one
+            run_folder.update_config(self.cfg, self.folder)
 
     def run(self) -> None:
         """Train to the end, or raise Stopped with everything saved; then score and report."""
@@ -57,11 +68,11 @@ class Experiment:
         except BaseException as error:
             self._explain_the_end(error)
             raise
-        trainer.tracker.summarise(results, sorted((self.folder / "plots").glob("*.png")))
-        trainer.tracker.close()
         if distributed.is_main():
             print(results_table(results))
-            print(f"run folder: {self.folder}")
+            print(f"run folder: {self.folder}", flush=True)
+        trainer.tracker.summarise(results, sorted((self.folder / "plots").glob("*.png")))
+        trainer.tracker.close()
 
     def _check_against_machine(self) -> None:
         """What `config.check` cannot know: the processes and the device of this launch."""
@@ -74,8 +85,11 @@ class Experiment:
             )
         if self.settings.precision == "fp16" and self.device.type != "cuda":
             mistakes.append("trainer.precision: fp16 needs a CUDA device; bf16 runs here too")
-        if self.settings.device == "cuda" and not torch.cuda.is_available():
-            mistakes.append("trainer.device: there is no CUDA device here; use trainer.device=cpu")
+        if size // parts == 1:
+            mistakes.append(
+                f"trainer.batch_size: batch normalisation needs two utterances in each of the {parts} parts; "
+                f"choose at least {2 * parts}"
+            )
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -120,6 +134,7 @@ class Experiment:
             tracker=Tracker(self.folder, cfg, tracking, resume_step=(step or 0) if resumed else None),
             config=cfg,
             labels=self.labels,
+            data_digest=train.digest(),
             folder=self.folder,
             device=self.device,
             steps_per_epoch=self.steps_per_epoch,
@@ -135,6 +150,8 @@ class Experiment:
     def _batches(self) -> Callable[[int], Iterator[Batch]]:
         cfg, data = self.cfg.data, self.data
         longest = float(data.train.duration.max())
+        if longest < cfg.crop_seconds:
+            log.info("crops of %.2f s: no training utterance reaches data.crop_seconds=%g", longest, cfg.crop_seconds)
         crops = Crops(data.train, data.reading, min(cfg.crop_seconds, longest), cfg.short, self.cfg.seed)
         sampler = build.build(cfg.sampler, "data.sampler", num_items=len(data.train))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spkexp import distributed
-from spkexp.data.dataset import Batch
+from spkexp.data.dataset import Bad, Batch
 from spkexp.data.manifest import Strings
 from spkexp.errors import UserError
 from spkexp.step import StepOutput
@@ -144,30 +144,45 @@ class Meter:
 
 
 class BadFiles:
-    """Counts unusable files that training met, names each once, and ends the run past the limit."""
+    """Counts unusable files that training met, names each once, and ends the run past the limit.
+
+    The processes agree: what one of them found counts in all.
+    """
 
     def __init__(self, on_error: str, max_bad_fraction: float, total: int) -> None:
         self._on_error, self._limit, self._total = on_error, max_bad_fraction, total
         self._seen: set[str] = set()
+        self._found: list[Bad] = []
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def add(self, batch: Batch) -> None:
-        """Raises UserError where files are not to be skipped, or too many were."""
-        for entry in batch.bad:
+        """Take note of what `batch` could not read. Raises UserError where nothing of it could be."""
+        self._found += [entry for entry in batch.bad if entry.id not in self._seen]
+        if len(batch.item) == 0:
+            raise UserError(f"{batch.bad[-1].reason} (and so it went with all that were drawn in its place)")
+
+    @property
+    def pending(self) -> bool:
+        """Whether this process has found some since `settle`."""
+        return bool(self._found)
+
+    def settle(self) -> None:
+        """Count what any process found. Raises UserError in all where files are not to be skipped, or too many were."""
+        for entry in sorted({entry for found in distributed.gather(self._found) for entry in found}):
             if self._on_error == "raise":
                 raise UserError(f"{entry.reason} (utterance {entry.id}; data.on_error=skip leaves such files out)")
             if entry.id not in self._seen:
                 self._seen.add(entry.id)
-                log.warning("skipped %s: %s (%d so far)", entry.id, entry.reason, len(self._seen))
+                if distributed.is_main():
+                    log.warning("skipped %s: %s (%d so far)", entry.id, entry.reason, len(self._seen))
+        self._found = []
         if len(self._seen) > self._limit * self._total:
             raise UserError(
                 f"{len(self._seen)} of {self._total} training files cannot be used, more than "
                 f"data.max_bad_fraction={self._limit}; train.log lists them"
             )
-        if len(batch.item) == 0:
-            raise UserError(f"{batch.bad[-1].reason} (and so it went with all that were drawn in its place)")
 
     def state(self) -> list[str]:
         return sorted(self._seen)

@@ -18,6 +18,8 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.device",
     "data.root",
+    "data.manifest",
+    "data.trials.",
     "data.num_workers",
     "data.on_error",
     "data.max_bad_fraction",
@@ -31,6 +33,8 @@ def config_to_resume(run: str, overrides: list[str]) -> DictConfig:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise UserError(f"resume: {folder} is no folder; give the run folder that training printed")
+    if (folder / "model.safetensors").is_file():
+        raise UserError(f"resume: {folder} is a checkpoint; give its run folder, resume={folder.parent.parent}")
     file = folder / "config.yaml"
     if not file.is_file():
         raise UserError(f"resume: {folder} is no run folder, it has no config.yaml")

@@ -46,6 +46,13 @@ def create(cfg: DictConfig) -> Path:
     return folder
 
 
+def update_config(cfg: DictConfig, folder: Path) -> None:
+    """Make `cfg` the config that the next resume of the run goes by."""
+    temporary = folder / ".config.yaml.partial"
+    OmegaConf.save(cfg, temporary)
+    temporary.replace(folder / "config.yaml")
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to know to repeat the run: command, code, packages, hardware."""
     code = Path(__file__).resolve().parent.parent

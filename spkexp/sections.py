@@ -6,12 +6,19 @@ Every key is named here once, with its type and range; conf/*.yaml gives the val
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from spkexp.types import NonNegativeInt, Positive, PositiveInt
 
+
+def _is_node(value: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in value:
+        raise ValueError("it needs a '_target_' that names a class")
+    return value
+
+
 # A node with a `_target_`; `spkexp.config.check` holds it against the signature it names.
-Node = dict[str, Any]
+Node = Annotated[dict[str, Any], AfterValidator(_is_node)]
 Share = Annotated[float, Ge(0), Le(1)]
 Text = Annotated[str, Len(1)]  # `key=` on a command line is the empty text, and no path or name is that
 
@@ -40,7 +47,7 @@ class Data(Section):
     label: Text
     split: Split
     trials: TrialLists
-    crop_seconds: Positive
+    crop_seconds: Annotated[float, Ge(0.1)]
     short: Literal["wrap", "pad"]
     resample: bool
     mix_channels: bool

@@ -60,6 +60,15 @@ def read_signature(target: str) -> Signature:
     return _describe(target, function, is_method=isinstance(definition, ast.ClassDef))
 
 
+def owner_of(target: str) -> str:
+    """The module whose source defines the class that `target` names; nothing is imported. Raises TargetError."""
+    module, attributes = _split(target)
+    definition, owner = _find(module, attributes[0]) if len(attributes) == 1 else (None, module)
+    if not isinstance(definition, ast.ClassDef):
+        raise TargetError(f"'{target}' is not a class of a module")
+    return owner
+
+
 def _split(target: str) -> tuple[str, list[str]]:
     """("spkexp.models.ecapa", ["ECAPA"]): the longest prefix that is a module, and the rest."""
     parts = target.split(".")

@@ -1,11 +1,23 @@
 """`python -m spkexp.train`: train an encoder, choose the best checkpoint on the validation trials, report."""
 
 import sys
+from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from spkexp.cli import hydra_command, set_up_logging
 from spkexp.resume import config_to_resume
+
+# A run is evaluated and resumed from wherever its user stands then.
+PATHS = ("data.manifest", "data.root", "data.trials.val", "data.trials.test", "init_from", "run_dir")
+
+
+def with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """`cfg` with its paths made absolute from the current folder."""
+    for key in PATHS:
+        if (path := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    return cfg
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
@@ -13,6 +25,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     resumed = cfg.resume is not None
     if resumed:
         cfg = config_to_resume(cfg.resume, overrides)
+    cfg = with_absolute_paths(cfg)
     # torch takes seconds to import: only now that the config is known to be right.
     from spkexp import distributed
 

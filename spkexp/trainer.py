@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from spkexp import checkpoint, distributed
 from spkexp.counter import torch_seed
 from spkexp.data.dataset import Batch
+from spkexp.errors import UserError
 from spkexp.interrupt import StopRequest
 from spkexp.meter import BadFiles, Meter
 from spkexp.progress import TrainingProgress
@@ -46,6 +47,7 @@ class Trainer:
         tracker: Tracker,
         config: DictConfig,
         labels: list[str],
+        data_digest: str,
         folder: Path,
         device: torch.device,
         steps_per_epoch: int,
@@ -55,6 +57,7 @@ class Trainer:
         self.batches, self.validate, self.settings = batches, validate, settings
         self.meter, self.bad_files, self.tracker = meter, bad_files, tracker
         self.config, self.labels, self.folder, self.device = config, labels, folder, device
+        self.data_digest = data_digest
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -69,12 +72,15 @@ class Trainer:
         """Train from `step` to `total_steps`. Raises Stopped, with everything saved, where a signal asked for it."""
         module = distributed.wrap(self.train_step)
         source = self.batches(self.step)
+        self.meter.resume_clock()
         with StopRequest() as stop, TrainingProgress(self.step, self.total_steps) as progress:
             while True:
+                stopping, late, unusable = distributed.any_of(stop(), self._is_late(), self.bad_files.pending)
+                if unusable:
+                    self.bad_files.settle()
                 if self._validation_due():
                     self._save()
                     self._validate(stop)
-                stopping, late = distributed.any_of(stop(), self._is_late())
                 if stopping or late or self._save_due():
                     self._save()
                 if stopping:
@@ -190,15 +196,16 @@ class Trainer:
     def _write(self, name: str) -> None:
         self.meter.flush()  # raises before weights that are not finite replace good ones, as does the next line
         self.meter.check_finite(self.train_step)
-        bad_files = sorted({name for names in distributed.gather(self.bad_files.state()) for name in names})
         if not distributed.is_main():
             return
         state = {
             "step": self.step,
+            "data_digest": self.data_digest,
+            "steps_per_epoch": self.steps_per_epoch,
             "validated": self.validated,
             "best": self.best,
             "seconds": self.seconds,
-            "bad_files": bad_files,
+            "bad_files": self.bad_files.state(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -206,11 +213,21 @@ class Trainer:
         checkpoint.save(folder, self.train_step.model, self.train_step.head, self.config, self.labels, state)
 
     def load(self, folder: Path) -> None:
-        """Go on from the checkpoint in `folder`."""
+        """Go on from the checkpoint in `folder`. Raises UserError where its position means nothing for this run."""
+        state = checkpoint.load_state(folder)
+        if (state["data_digest"], state["steps_per_epoch"]) != (self.data_digest, self.steps_per_epoch):
+            raise UserError(
+                f"resume: the training utterances are not those that {folder} was trained on (other ids, speakers or "
+                "order), so its position in them means nothing; bring them back, or start anew with init_from"
+            )
+        if state["step"] > self.total_steps:
+            raise UserError(
+                f"resume: the run is at step {state['step']}, past the end at {self.total_steps} that trainer.epochs "
+                "and trainer.max_steps ask for"
+            )
         model, head = checkpoint.load_tensors(folder)
         checkpoint.load_into(self.train_step.model, model, folder, "model")
         checkpoint.load_into(self.train_step.head, head, folder, "head")
-        state = checkpoint.load_state(folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.bad_files.load(state["bad_files"])

@@ -46,10 +46,10 @@ def main() -> None:
         from spkexp.scoring.pair import compare
 
         with distributed.processes(arguments.device) as device:
-            model, _, folder = build.trained_model(arguments.model)
+            model, _, _ = build.trained_model(arguments.model)
             value = compare(model.to(device), *arguments.recordings)
         print(f"score {value:.4f}")
-        threshold = _threshold(folder)
+        threshold = _threshold(Path(arguments.model).expanduser())
         if threshold is None:
             print("no decision: the run has no validation results, so there is no threshold")
         else:
@@ -58,8 +58,9 @@ def main() -> None:
 
 
 def _threshold(folder: Path) -> float | None:
-    file = folder.parent.parent / "results.json"
-    if folder.parent.name != "checkpoints" or not file.is_file():
+    """That of the validation trials in the results of `folder`; a checkpoint that is named itself has none."""
+    file = folder / "results.json"
+    if not file.is_file():
         return None
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
     return trials.get("val", {}).get("eer_threshold")

@@ -227,7 +227,7 @@ def test_skip_stops_past_the_limit(make_corpus: Corpus, tmp_path: Path, run: Run
     assert f"spkexp: {message}" in done.err
     log = (folder / "train.log").read_text()
     assert all(log.count(f"skipped {name}: ") == 1 for name in broken)
-    assert len(steps(folder)) < 4  # before the first epoch is over
+    assert len(steps(folder)) <= 4  # by the end of the first epoch
     assert not (folder / "results.json").exists()
 
 

@@ -44,7 +44,12 @@ def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
         (["trainer.optimizer.lr=fast"], ["trainer.optimizer.lr: expected a number, got 'fast'"]),
         (["loss.scale=true"], ["loss.scale: expected a number, got True"]),
         (["data.resample=1"], ["data.resample: expected true or false, got 1"]),
-        (["data.crop_seconds=0"], ["data.crop_seconds: must be > 0, got 0"]),
+        (["data.crop_seconds=0"], ["data.crop_seconds: must be >= 0.1, got 0"]),
+        (["data.manifest=x.csv"], ["data.manifest: this corpus has utterances of its own; add data=manifest"]),
+        (["~loss._target_"], ["loss: it needs a '_target_' that names a class"]),
+        (["+augment.waveform.foo=1"], ["augment.waveform: it needs a '_target_' that names a class"]),
+        (["+model.encoder._partial_=true"], ["model.encoder._partial_: ECAPA takes no '_partial_'"]),
+        (["trainer.epochs='${foo.bar}'"], ["trainer.epochs: Interpolation key 'foo.bar' not found"]),
         (["model.encoder.channels=-1"], ["model.encoder.channels: must be > 0, got -1"]),
         (["data.max_bad_fraction=1.5"], ["data.max_bad_fraction: must be <= 1, got 1.5"]),
         (["data=manifest"], ["data.manifest: missing; give it as data.manifest=VALUE"]),
@@ -67,7 +72,7 @@ def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
         (["seed=0,1"], ["seed: seed=0,1 is a sweep; add -m to run it"]),
         (
             ["trainer.epohs=3", "data.crop_seconds=-1", "model=ecpa"],
-            ["model=ecpa", "data.crop_seconds: must be > 0, got -1", "trainer.epohs: 'trainer' takes no"],
+            ["model=ecpa", "data.crop_seconds: must be >= 0.1, got -1", "trainer.epohs: 'trainer' takes no"],
         ),
     ],
 )

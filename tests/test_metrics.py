@@ -77,6 +77,12 @@ def test_gaussian_scores_have_the_known_eer() -> None:
     assert eer_threshold(Ranking(scores, target)) == pytest.approx(1.0, abs=0.02)
 
 
+def test_threshold_separates_what_can_be_separated() -> None:
+    assert eer_threshold(Ranking([-1, 0.7, 0.8, 0.9], [False, False, True, True])) == pytest.approx(0.75)
+    # Rates cross at the score 0.6, which is a target and rejected with everything below.
+    assert eer_threshold(Ranking([0.1, 0.6, 0.7, 0.9], [False, True, False, True])) == pytest.approx(0.65)
+
+
 def test_weights_count_as_copies() -> None:
     rng = np.random.default_rng(1)
     scores, target = np.round(rng.normal(size=60), 1), rng.random(60) < 0.4

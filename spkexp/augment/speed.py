@@ -17,7 +17,7 @@ def with_speed_copies(table: pl.DataFrame, label: str, speeds: Sequence[float]) 
 
     Where `label` is the speaker a copy is of a new one; any other label, a language say, stays what it is.
     """
-    speeds = [speed for speed in speeds if speed != 1.0]
+    speeds = [speed for speed in dict.fromkeys(speeds) if speed != 1.0]
     if not speeds:
         return table
     parts = [table.with_columns(pl.lit(1.0).alias("speed"))]

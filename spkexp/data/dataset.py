@@ -1,5 +1,6 @@
 """From utterances to batches of waveforms: random crops for training, whole utterances for scoring."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -205,9 +206,16 @@ def loader(dataset: Dataset[Batch], batches: Parts | list[list[int]], num_worker
         collate_fn=_as_it_is,  # __getitems__ returns the whole batch
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
         # The workers draw nothing from torch's generators; this keeps them from touching the training's.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and Slurm signal the whole group: a worker that obeyed would take the step that is to be saved with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

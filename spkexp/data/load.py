@@ -39,6 +39,7 @@ def require_label(table: pl.DataFrame, label: str) -> pl.DataFrame:
     """`table`, if every row has a value in the column to learn. Raises UserError."""
     if label not in table.columns:
         raise UserError(f"data.label: the table has no column {label!r}; it has {', '.join(table.columns)}")
+    table = table.with_columns(pl.col(label).cast(pl.String))
     empty = table.filter(pl.col(label).is_null() | (pl.col(label) == ""))
     if len(empty):
         raise UserError(

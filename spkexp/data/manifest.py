@@ -4,6 +4,7 @@ A table is a polars frame with the columns `id`, `path`, `duration` (s, null whe
 other. `Utterances` is what training holds of it: numpy columns that worker processes share without copying.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class Strings:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def digest(self) -> bytes:
+        """Changes with any of the texts and with their order."""
+        return hashlib.sha256(self._buffer.tobytes() + np.asarray(self._ends).tobytes()).digest()
+
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return self._buffer[start : self._ends[index]].tobytes().decode()
@@ -55,6 +60,10 @@ class Utterances:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def digest(self) -> str:
+        """Changes with any id or label, and with their order: what a position in training refers to."""
+        return hashlib.sha256(self.id.digest() + np.ascontiguousarray(self.label).tobytes()).hexdigest()[:16]
 
     def segment(self, item: int, sample_rate: int) -> tuple[int, int] | None:
         """(first sample, one past the last) of the utterance in its file; None where it is the whole file."""
@@ -154,7 +163,8 @@ def _read_kaldi(folder: Path) -> pl.DataFrame:
             raise UserError(f"{folder}: a Kaldi folder needs {name}")
         keys, values = [], []
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            key, _, value = line.strip().partition(" ")
+            key, *rest = line.split(maxsplit=1)
+            value = rest[0] if rest else ""
             if not value.strip():
                 raise UserError(f"{file}:{number}: expected 'UTTERANCE {column.upper()}', got {line!r}")
             if value.rstrip().endswith("|"):
@@ -214,7 +224,10 @@ def _segments(table: pl.DataFrame, source: Path) -> pl.DataFrame:
     """Rows that are segments of files, as SpeechBrain cuts VoxCeleb: start and stop in samples at 16 kHz."""
     if not {"start", "stop"} <= set(table.columns):
         raise UserError(f"{source}: start and stop (in samples) come together; one of the columns is missing")
-    wrong = table.with_row_index("row", offset=2).filter((pl.col("start") < 0) | (pl.col("stop") <= pl.col("start")))
+    known = pl.col("start").is_not_null() & pl.col("stop").is_not_null()
+    wrong = table.with_row_index("row", offset=2).filter(
+        ~known | (pl.col("start") < 0) | (pl.col("stop") <= pl.col("start"))
+    )
     if len(wrong):
         raise UserError(
             f"{source}:{wrong['row'][0]}: start {wrong['start'][0]} and stop {wrong['stop'][0]} are no segment"

@@ -37,7 +37,10 @@ def split_table(
     else:
         if abs(sum(fractions) - 1.0) > 1e-6:
             raise UserError(f"data.split.fractions: must add up to 1, got {list(fractions)}")
-        groups = table["speaker" if by == "speaker" and "speaker" in table.columns else label].to_numpy()
+        column = "speaker" if by == "speaker" and "speaker" in table.columns else label
+        if table[column].null_count():
+            raise UserError(f"data.split.by={by}: {table[column].null_count()} utterances have no {column}")
+        groups = table[column].to_numpy()
         parts = (by_speaker if by == "speaker" else by_utterance)(groups, fractions, seed)
     tables = {name: table.filter(pl.Series(parts == name)) for name in SPLITS}
     if len(tables["train"]) == 0:

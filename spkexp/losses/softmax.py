@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,10 +39,11 @@ class Softmax(Head):
 
     def forward(self, embedding: Tensor, label: Tensor, step: int) -> HeadOutput:
         """embedding: (B, embedding_size); label: (B,) class index; step: unused, a margin may depend on it."""
-        scores = self.scores(embedding)
-        terms = F.cross_entropy(scores.float(), label, label_smoothing=self.label_smoothing, reduction="none")
-        if self.class_weight is not None:
-            terms = terms * self.class_weight[label]
+        with torch.autocast(embedding.device.type, enabled=False):
+            scores = self.scores(embedding.float())
+            terms = F.cross_entropy(scores, label, label_smoothing=self.label_smoothing, reduction="none")
+            if self.class_weight is not None:
+                terms = terms * self.class_weight[label]
         return HeadOutput(terms.mean(), scores.detach())
 
     def scores(self, embedding: Tensor) -> Tensor:

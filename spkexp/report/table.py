@@ -25,11 +25,10 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)
-        console.print(
-            f"{results['parameters'] / 1e6:.2f} M parameters, trained {results['train_seconds']:.0f} s "
-            f"at {results['utterances_per_second']:.0f} utterances/s",
-            highlight=False,
-        )
+        line = f"{results['parameters'] / 1e6:.2f} M parameters"
+        if "train_seconds" in results:  # not where a model is evaluated away from its run
+            line += f", trained {results['train_seconds']:.0f} s at {results['utterances_per_second']:.0f} utterances/s"
+        console.print(line, highlight=False)
     return captured.get().rstrip()
 
 

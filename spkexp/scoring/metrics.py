@@ -65,10 +65,13 @@ def eer(rates: ErrorRates) -> float:
 
 
 def eer_threshold(ranking: Ranking) -> float:
-    """A score between those of the two thresholds that the EER lies between; higher scores are accepted."""
+    """The score where the rates cross; higher scores are accepted. Half way to the next score where they are equal."""
     rates = ranking.error_rates()
     after = int(np.argmax(rates.miss >= rates.false_alarm))
-    return float(ranking.levels[max(0, after - 2) : after + 1].mean())
+    crossing = ranking.levels[after - 1]  # rejecting this score is what makes the misses catch up
+    if rates.miss[after] == rates.false_alarm[after] and after < len(ranking.levels):
+        return float((crossing + ranking.levels[after]) / 2)
+    return float(crossing)
 
 
 def min_dcf(rates: ErrorRates, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:

@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 from spkexp.counter import generator
 from spkexp.scoring.metrics import Ranking, eer
 
+# Below this, the resamples are so few different ones that an interval would feign certainty.
+MIN_SPEAKERS = 5
+
 
 def eer_interval(
     ranking: Ranking,
@@ -14,7 +17,7 @@ def eer_interval(
     replicates: int,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % percentile interval of the EER under a bootstrap over speakers; None where too few replicates have trials.
+    """95 % percentile interval of the EER under a bootstrap over speakers; None where they are too few for one.
 
     A replicate draws as many speakers as there are, with replacement. A speaker drawn c times brings its target
     trials c times, a non-target trial of speakers drawn c and c' times counts c·c' times (the vertex bootstrap of
@@ -24,6 +27,8 @@ def eer_interval(
     ranking: of the N trials; enroll_speaker, test_speaker: (N,) speaker index of either side.
     """
     speakers = int(max(enroll_speaker.max(), test_speaker.max())) + 1
+    if speakers < MIN_SPEAKERS:
+        return None
     rng = generator(seed)
     same = enroll_speaker == test_speaker
     values = []
