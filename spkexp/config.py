@@ -28,16 +28,7 @@ RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "data.sampler": ("num_items",),
 }
 # Nodes that `spkexp.build` turns into objects and that must be there.
-REQUIRED_NODES = (
-    "model",
-    "model.features",
-    "model.encoder",
-    "model.pooling",
-    "loss",
-    "trainer.optimizer",
-    "trainer.schedule",
-    "data.sampler",
-)
+REQUIRED_NODES = ("model.features", "model.encoder", "model.pooling")
 
 
 def config_folder() -> Path:
@@ -104,9 +95,9 @@ def _needs(signature: Signature, key: str) -> str:
 def _plain(cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
     """The config as plain containers, and the mistakes of keys that cannot be resolved."""
     mistakes = []
-    for path in sorted(OmegaConf.missing_keys(cfg)):
-        mistakes.append(f"{path}: missing; give it as {path}=VALUE")
     try:
+        for path in sorted(OmegaConf.missing_keys(cfg)):
+            mistakes.append(f"{path}: missing; give it as {path}=VALUE")
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
@@ -196,6 +187,8 @@ def describe_error(path: str, error: ErrorDetails, root: type | None) -> str:
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
         return f"{path}: must have {'at least' if kind == 'too_short' else 'at most'} {bound} items, got {value}"
+    if kind == "value_error":
+        return f"{path}: {context['error']}"
     if kind == "string_too_short":
         return f"{path}: is empty; give a value or leave it out"
     expected = _EXPECTED.get(kind.split("_")[0])

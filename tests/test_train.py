@@ -93,7 +93,7 @@ def test_a_run_and_what_it_leaves(make_corpus: Corpus, tmp_path: Path) -> None:
     entry = results["trials"]["val"]
     assert entry["num_trials"] == 120  # 16 utterances of two speakers: all pairs
     assert entry["num_targets"] == 56
-    assert 0 <= entry["eer_ci95"][0] <= entry["eer"] <= entry["eer_ci95"][1] <= 1
+    assert entry["eer_ci95"] is None  # two speakers cannot be resampled
     assert set(entry["min_dcf"]) == {"0.01", "0.05"}
     statistics = ("running_mean", "running_var", "num_batches_tracked", "features.")
     stored = checkpoint.load_tensors(folder / "checkpoints" / "best")[0]
@@ -248,6 +248,8 @@ def test_closed_set_by_utterance(make_corpus: Corpus, tmp_path: Path) -> None:
     manifest = make_corpus(speakers=4, utterances=20)
     settings = ["data.split.by=utterance", "data.split.fractions=[0.9,0.05,0.05]", "loss=softmax"]
     settings += ["loss.class_weights=inverse_frequency", "trainer.epochs=15", "trainer.optimizer.lr=0.005"]
+    # The voices of these tests do not change over time, so their mean is all there is of them.
+    settings += ["model.features.normalise=none"]
     folder = train(manifest, tmp_path / "run", *settings)
     trials = json.loads((folder / "results.json").read_text())["trials"]
     # One utterance a speaker: no target trials, so accuracy alone is measured and chooses the best checkpoint.
@@ -305,3 +307,41 @@ def test_augmentation_from_outside(make_corpus: Corpus, tmp_path: Path) -> None:
     )
     assert wrong.returncode == 2
     assert "augment.waveform.gian: Record takes no 'gian'; did you mean 'gain'?" in wrong.stderr
+
+
+def test_ctrl_c_with_workers_saves(make_corpus: Corpus, tmp_path: Path) -> None:
+    """A terminal signals the whole group, the reading processes included."""
+    folder = tmp_path / "run"
+    arguments = [*TINY, f"data.manifest='{make_corpus()}'", f"run_dir='{folder}'", "data.num_workers=2"]
+    process = subprocess.Popen(
+        command("train", *arguments, "trainer.epochs=500"),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for(lambda: len(_lines(folder / "metrics.jsonl")) >= 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130, output
+    assert checkpoint.load_state(folder / "checkpoints" / "last")["step"] >= 3
+
+
+def test_resume_keeps_its_changes_and_refuses_what_cannot_be(make_corpus: Corpus, tmp_path: Path) -> None:
+    manifest = make_corpus()
+    folder = train(manifest, tmp_path / "run", "trainer.max_steps=2")
+    done = run("train", f"resume={folder}", "trainer.max_steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = run("train", f"resume={folder}")  # at its end, by the changed config: scored once more
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 4 of 4" in again.stderr
+    past = run("train", f"resume={folder}", "trainer.max_steps=3")
+    assert past.returncode == 2
+    assert "resume: the run is at step 4, past the end at 3" in past.stderr
+    inside = run("train", f"resume={folder}/checkpoints/last")
+    assert inside.returncode == 2
+    assert f"is a checkpoint; give its run folder, resume={folder}" in inside.stderr
+    manifest.write_text(manifest.read_text().replace("s0,", "s9,"))
+    other = run("train", f"resume={folder}", "trainer.max_steps=6")
+    assert other.returncode == 2
+    assert "resume: the training utterances are not those" in other.stderr

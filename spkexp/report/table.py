@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
 def results_table(results: dict[str, Any], width: int = 80) -> str:
     """A terminal table of results.json; rates in percent."""
-    table = Table(title=f"{results['model']} on {results['data']}, seed {results['seed']}", title_justify="left")
+    title = f"{results['model']} on {results['data']}, seed {results['seed']}"
+    # Without borders all columns fit into 80.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     entries = results["trials"]
     if not entries:
         return "no trials, so no error rates; the split of the data, or data.trials, gives some"
@@ -18,8 +21,8 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
     for column in ("EER %", "95 % interval", *(f"minDCF({p})" for p in p_targets), *["accuracy %"] * accuracies):
         table.add_column(column, justify="right")
     for name, entry in entries.items():
-        title = f"{name} ({entry['num_trials']:,})" if "num_trials" in entry else name
-        table.add_row(title, *_cells(entry, p_targets, accuracies))
+        label = f"{name} ({entry['num_trials']:,})" if "num_trials" in entry else name
+        table.add_row(label, *_cells(entry, p_targets, accuracies))
         if entry.get("untrained"):
             table.add_row("  untrained", *_cells(entry["untrained"], p_targets, accuracies))
     console = Console(width=width, color_system=None)
