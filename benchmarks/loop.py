@@ -20,7 +20,6 @@ from spkexp.experiment import Experiment
 CASES = {
     "ecapa_small, no copies": ["model=ecapa_small", "augment=none"],
     "ecapa_small, speed copies": ["model=ecapa_small", "augment=speed"],
-    "ecapa_512, no copies": ["model=ecapa_512", "augment=none"],
     "xvector, no copies": ["model=xvector", "augment=none"],
 }
 
