@@ -82,8 +82,7 @@ def _require_trusted(target: str, trust: tuple[str, ...], file: Path) -> None:
         raise UserError(f"{file}: {error}; the config of a model may name classes only") from error
     if not any(owner == package or owner.startswith(f"{package}.") for package in allowed):
         raise UserError(
-            f"{file}: names {target}, which is no model of spkexp; "
-            f"if you trust it, pass trust=('{owner.split('.')[0]}',)"
+            f"{file}: names {target}, which is no model of spkexp; if you trust it, pass trust={owner.split('.')[0]}"
         )
 
 

@@ -25,6 +25,7 @@ KEYS
   data.root=DIR    where the audio lies; default: as in the run
   output=DIR       where results go; default: the run folder
   device=auto      auto, cpu or cuda
+  trust=PACKAGE    a package of yours whose classes the run's model may name
 
 FILES
   results.json (an entry for each trial list), scores/<trials>.txt, plots/det-<trials>.png
@@ -39,6 +40,7 @@ class Arguments(BaseModel):
     root: Text | None = Field(None, alias="data.root")
     output: Text | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust: Text | None = None
 
 
 def main() -> None:
@@ -56,6 +58,7 @@ def main() -> None:
                 arguments.root,
                 Path(arguments.output) if arguments.output else None,
                 device,
+                (arguments.trust,) if arguments.trust else (),
             )
 
 

@@ -20,9 +20,16 @@ from spkexp.sections import Scoring
 log = logging.getLogger(__name__)
 
 
-def evaluate(source: Path, trials: Path | None, root: str | None, output: Path | None, device: torch.device) -> None:
+def evaluate(
+    source: Path,
+    trials: Path | None,
+    root: str | None,
+    output: Path | None,
+    device: torch.device,
+    trust: tuple[str, ...],
+) -> None:
     """Score `source` (a run or checkpoint folder) and write results; prints the table. Raises UserError."""
-    model, cfg, _ = build.trained_model(source)
+    model, cfg, _ = build.trained_model(source, trust)
     model.to(device)
     if root is not None:
         cfg.data.root = root

@@ -17,12 +17,13 @@ NAME
   spkexp.verify - do two recordings hold the same speaker?
 
 SYNOPSIS
-  python -m spkexp.verify model=RUN A.wav B.wav [device=auto|cpu|cuda]
+  python -m spkexp.verify model=RUN A.wav B.wav [device=auto|cpu|cuda] [trust=PACKAGE]
 
 DESCRIPTION
   Prints the cosine of the two embeddings, from -1 to 1, and the decision at
   the threshold where the run's validation trials had their equal error rate.
-  Other sample rates are resampled and channels averaged.
+  Other sample rates are resampled and channels averaged. trust names a
+  package of yours whose classes the run's model may name.
 """
 
 
@@ -32,6 +33,7 @@ class Arguments(BaseModel):
     model: Text
     recordings: Annotated[list[Text], Len(0)] = []
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust: Text | None = None
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
         from spkexp.scoring.pair import compare
 
         with distributed.processes(arguments.device) as device:
-            model, _, _ = build.trained_model(arguments.model)
+            model, _, _ = build.trained_model(arguments.model, (arguments.trust,) if arguments.trust else ())
             value = compare(model.to(device), *arguments.recordings)
         print(f"score {value:.4f}")
         threshold = _threshold(Path(arguments.model).expanduser())

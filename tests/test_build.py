@@ -39,3 +39,20 @@ def test_what_a_constructor_refuses_is_named() -> None:
     cfg = compose_config(["model.encoder.dilations=[1,2]"])
     with pytest.raises(UserError, match=r"^model.encoder: .*dilations"):
         build.model(cfg.model)
+
+
+def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mypackage.py").write_text(
+        "from spkexp.models.xvector import XVector\nclass Mine(XVector):\n    pass\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = compose_config(["model=xvector"])
+    save_file(
+        {name: t.contiguous() for name, t in build.model(cfg.model).state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    cfg.model.encoder["_target_"] = "mypackage.Mine"
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="pass trust=mypackage"):
+        build.trained_model(tmp_path)
+    assert type(build.trained_model(tmp_path, ("mypackage",))[0].encoder).__name__ == "Mine"
