@@ -1,4 +1,5 @@
-"""Log-mel features of a batch of waveforms, equal to Kaldi's for every utterance in it.
+"""What an encoder hears: log-mel features of a batch of waveforms, equal to Kaldi's for every utterance in it, or
+the waveforms themselves.
 
 `LogMel` gives what `compute-fbank-feats` (and its port, `torchaudio.compliance.kaldi.fbank`) gives for each utterance
 alone, without dither and energy: frames that lie fully inside the signal, DC removed and pre-emphasised frame
@@ -21,6 +22,8 @@ from spkexp.types import Fraction, NonNegative, Positive, PositiveInt
 _ENERGY_FLOOR = torch.finfo(torch.float32).eps
 # Deviations below this are those of a constant (one frame, digital silence), whose rounding is 1e-6.
 _DEVIATION_FLOOR = 1e-3
+# The same for a waveform in [-1, 1]: a fraction of the least step of 16-bit audio.
+_SILENCE = 1e-6
 # Frames worked on at once. On a CPU a block of 512 stays in the second-level cache; an accelerator wants large ones,
 # and a limit all the same: an hour of speech has 360,000 frames, whose spectra would take 750 MB.
 _BLOCK_FRAMES_CPU = 512
@@ -109,6 +112,10 @@ class LogMel(nn.Module):
             features (B, M, T) float32, exactly zero behind each utterance's last frame, and frame_lengths (B,),
             on the device of `lengths`.
         """
+        with torch.autocast(waveform.device.type, enabled=False):
+            return self._features(waveform.float(), lengths)
+
+    def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frame_lengths = self.num_frames(lengths)
         known = lengths.device.type == "cpu" and not torch.compiler.is_exporting()
         if not known or int(lengths.min()) < self.frame_length:
@@ -238,3 +245,34 @@ def mel_filters(num_mels: int, fft_size: int, sample_rate: int, low_hz: float, h
             f"and would always be empty; use fewer num_mels or a longer frame_length_ms"
         )
     return filters
+
+
+class Waveform(nn.Module):
+    """The waveform itself, for encoders that begin with a filterbank of their own: (B, samples) -> (B, 1, samples).
+
+    Args:
+        sample_rate: of the waveform, Hz.
+        normalise: per utterance, over its own samples: "none", "mean" (subtract it) or "mean_variance" (and divide by
+            the standard deviation, biased).
+    """
+
+    def __init__(self, sample_rate: PositiveInt, normalise: Literal["none", "mean", "mean_variance"]) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.out_channels = 1
+        self.normalise = normalise
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """waveform (B, samples) and lengths (B,), in samples, -> (B, 1, samples), zero behind each length; lengths."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            x = waveform.float()
+            position = torch.arange(x.shape[1], device=x.device)
+            padding = position >= lengths.to(x.device)[:, None]
+            x = x.masked_fill(padding, 0.0)
+            if self.normalise != "none":
+                count = lengths.to(x.device)[:, None]
+                x = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padding, 0.0)
+                if self.normalise == "mean_variance":
+                    deviation = (x.square().sum(dim=1, keepdim=True) / count).sqrt()
+                    x = x / deviation.clamp(min=_SILENCE)
+            return x.unsqueeze(1), lengths

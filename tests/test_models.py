@@ -1,37 +1,14 @@
 """Encoders, pooling and SpeakerModel: published sizes, masks, short inputs, precision."""
 
-import importlib
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from spkexp.models.ecapa import ECAPA
 from spkexp.models.layers import TDNN, frame_mean, pad_frames
 from spkexp.models.pooling import AttentiveStatisticsPooling, StatisticsPooling
-from spkexp.models.speaker import SpeakerModel
 from spkexp.models.xvector import XVector
-
-CONFIGS = Path(__file__).parents[1] / "conf/model"
-
-
-def make(node: dict[str, Any], **run_time: Any) -> Any:
-    """What `build.py` does, without Hydra."""
-    module, _, name = node["_target_"].rpartition(".")
-    arguments = {key: value for key, value in node.items() if key != "_target_"}
-    return getattr(importlib.import_module(module), name)(**(arguments | run_time))
-
-
-def speaker_model(name: str, **encoder: Any) -> SpeakerModel:
-    torch.manual_seed(0)
-    node = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    features = make(node["features"])
-    built = make(node["encoder"] | encoder, in_channels=features.out_channels)
-    pooling = make(node["pooling"], channels=built.out_channels)
-    return make(node, features=features, encoder=built, pooling=pooling)
+from tests.model_tools import count, randomise_norms, relative_error, speaker_model
 
 
 def small_encoder(name: str, padding: str) -> nn.Module:
@@ -46,14 +23,6 @@ def small_encoder(name: str, padding: str) -> nn.Module:
     return encoder
 
 
-def randomise_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            nn.init.normal_(module.running_mean, 0.3, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.5, 0.2)
-
-
 def attentive(channels: int, correction: int = 1, norm: bool = False) -> AttentiveStatisticsPooling:
     torch.manual_seed(0)
     return AttentiveStatisticsPooling(
@@ -64,14 +33,6 @@ def attentive(channels: int, correction: int = 1, norm: bool = False) -> Attenti
         attention_norm=norm,
         variance_floor=1e-7,
     )
-
-
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
 
 
 def ecapa_size(mels: int, c: int, se: int, aggregated: int, attention: int, embedding: int) -> int:

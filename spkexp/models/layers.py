@@ -21,12 +21,27 @@ def frame_mask(lengths: Tensor, num_frames: int) -> Tensor:
     return (torch.arange(num_frames, device=lengths.device) < lengths[:, None]).unsqueeze(1)
 
 
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, ..., T) with zeros behind each row's valid frames; x itself where every row is full."""
+    if lengths is None:
+        return x
+    mask = frame_mask(lengths, x.shape[-1])
+    return x.masked_fill(~mask.view(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]), 0.0)
+
+
+def strided_lengths(lengths: Tensor | None, kernel_size: int, stride: int, padding: int) -> Tensor | None:
+    """Frames that a convolution over zero-padded frames leaves of `lengths`, at least one."""
+    if lengths is None:
+        return None
+    return ((lengths + 2 * padding - kernel_size).div(stride, rounding_mode="floor") + 1).clamp(min=1)
+
+
 def frame_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the valid frames, accumulated in at least float32: (B, C, T) -> (B, C)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if lengths is None:
         return x.mean(dim=2, dtype=dtype)
-    return x.masked_fill(~frame_mask(lengths, x.shape[2]), 0.0).sum(dim=2, dtype=dtype) / lengths[:, None]
+    return zero_padding(x, lengths).sum(dim=2, dtype=dtype) / lengths[:, None]
 
 
 def pad_frames(x: Tensor, lengths: Tensor | None, amount: int, padding: Padding) -> Tensor:
@@ -37,9 +52,7 @@ def pad_frames(x: Tensor, lengths: Tensor | None, amount: int, padding: Padding)
     """
     num_frames = x.shape[2]
     if padding == "zeros":
-        if lengths is not None:
-            x = x.masked_fill(~frame_mask(lengths, num_frames), 0.0)
-        return F.pad(x, (amount, amount))
+        return F.pad(zero_padding(x, lengths), (amount, amount))
     if lengths is None:
         if num_frames > amount:
             return F.pad(x, (amount, amount), mode="reflect")
@@ -94,15 +107,15 @@ class TDNN(nn.Module):
 
 
 def norm_frames(norm: nn.Module, x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Batch normalisation of (B, C, T) whose statistics, in training, are those of the valid frames alone."""
+    """Batch normalisation of (B, C, T) or (B, C, F, T) whose statistics, in training, are those of valid frames."""
     if lengths is None or not norm.training:
         return norm(x)
-    mask = frame_mask(lengths, x.shape[2]).squeeze(1)
-    frames = x.transpose(1, 2)
+    mask = frame_mask(lengths, x.shape[-1]).squeeze(1)
+    frames = x.movedim(-1, 1)  # (B, T, C) or (B, T, C, F)
     normalised = frames.new_zeros(frames.shape)
-    valid = norm(frames[mask])
+    valid = norm(frames[mask].unsqueeze(-1)).squeeze(-1)  # each frame an item of its own
     normalised[mask] = valid.to(normalised.dtype)
-    return normalised.transpose(1, 2)
+    return normalised.movedim(1, -1)
 
 
 def check_layers(name: str, **lists: list[int]) -> None:

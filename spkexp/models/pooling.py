@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import frame_mask, norm_frames
+from spkexp.models.layers import frame_mask, norm_frames, zero_padding
 from spkexp.types import NonNegativeInt, Positive, PositiveInt
 
 
@@ -105,8 +105,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """hidden (B, C, T), lengths (B,) or None (all T) -> (B, 2 C)."""
-        if lengths is not None:
-            hidden = hidden.masked_fill(~frame_mask(lengths, hidden.shape[2]), 0.0)
+        hidden = zero_padding(hidden, lengths)
         weights = self.attention(hidden, lengths)
         x = at_least_float32(hidden)
         mean = (weights * x).sum(dim=2)
