@@ -87,7 +87,7 @@ def test_misspelt_key_in_a_group_file(tmp_path: Path, monkeypatch: pytest.Monkey
     conf = tmp_path / "conf"
     subprocess.run(["cp", "-r", str(CONF), str(conf)], check=True)
     for file, old, new in (
-        ("model/ecapa_small.yaml", "  channels:", "  chanels:"),
+        ("model/ecapa.yaml", "  channels:", "  chanels:"),
         ("trainer/default.yaml", "accumulate:", "acumulate:"),
     ):
         text = (conf / file).read_text()
