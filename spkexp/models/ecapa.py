@@ -13,7 +13,27 @@ from spkexp.models.layers import TDNN, check_layers, frame_mean
 from spkexp.types import PositiveInt
 
 
-class ECAPA(nn.Module):
+class BlockAggregation(nn.Module):
+    """A first layer, blocks in sequence, and one more layer over the outputs of all blocks: figure 2 of the paper."""
+
+    def __init__(self, first: nn.Module, blocks: list[nn.Module], aggregation: TDNN) -> None:
+        super().__init__()
+        self.out_channels = aggregation.conv.out_channels
+        self.first = first
+        self.blocks = nn.ModuleList(blocks)
+        self.aggregation = aggregation
+
+    def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""
+        hidden = self.first(features, lengths)
+        outputs = []
+        for block in self.blocks:
+            hidden = block(hidden, lengths)
+            outputs.append(hidden)
+        return self.aggregation(torch.cat(outputs, dim=1), lengths), lengths
+
+
+class ECAPA(BlockAggregation):
     """SE-Res2 blocks in sequence, their outputs aggregated: (B, in_channels, T) -> (B, aggregation_channels, T).
 
     Args:
@@ -43,50 +63,32 @@ class ECAPA(nn.Module):
         aggregation_norm: bool,
         padding: Literal["reflect", "zeros"],
     ) -> None:
-        super().__init__()
         check_layers("ECAPA", kernel_sizes=kernel_sizes, dilations=dilations)
         if len(kernel_sizes) < 2:
             raise ValueError("ECAPA: kernel_sizes needs at least 2 entries: the first layer and one SE-Res2 block")
-        self.out_channels = aggregation_channels
-        self.first = TDNN(in_channels, channels, kernel_sizes[0], dilations[0], padding, 0.0, norm=True)
-        self.blocks = nn.ModuleList(
-            SERes2Block(channels, kernel_size, dilation, res2net_scale, se_channels, padding)
-            for kernel_size, dilation in zip(kernel_sizes[1:], dilations[1:], strict=True)
+        super().__init__(
+            TDNN(in_channels, channels, kernel_sizes[0], dilations[0], padding, 0.0, norm=True),
+            [
+                SEBlock(channels, Res2(channels, kernel_size, dilation, res2net_scale, padding), se_channels)
+                for kernel_size, dilation in zip(kernel_sizes[1:], dilations[1:], strict=True)
+            ],
+            TDNN(channels * (len(dilations) - 1), aggregation_channels, 1, 1, padding, 0.0, norm=aggregation_norm),
         )
-        joined = channels * len(self.blocks)
-        self.aggregation = TDNN(joined, aggregation_channels, 1, 1, padding, 0.0, norm=aggregation_norm)
-
-    def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""
-        hidden = self.first(features, lengths)
-        outputs = []
-        for block in self.blocks:
-            hidden = block(hidden, lengths)
-            outputs.append(hidden)
-        return self.aggregation(torch.cat(outputs, dim=1), lengths), lengths
 
 
-class SERes2Block(nn.Module):
-    """1x1 convolution, dilated Res2 convolution, 1x1 convolution, squeeze and excitation, skip: figure 1."""
+class SEBlock(nn.Module):
+    """1x1 convolution, what mixes time, 1x1 convolution, squeeze and excitation, skip: figure 1."""
 
-    def __init__(
-        self,
-        channels: PositiveInt,
-        kernel_size: PositiveInt,
-        dilation: PositiveInt,
-        res2net_scale: PositiveInt,
-        se_channels: PositiveInt,
-        padding: Literal["reflect", "zeros"],
-    ) -> None:
+    def __init__(self, channels: PositiveInt, mixer: nn.Module, se_channels: PositiveInt) -> None:
         super().__init__()
-        self.before = TDNN(channels, channels, 1, 1, padding, 0.0, norm=True)
-        self.res2 = Res2(channels, kernel_size, dilation, res2net_scale, padding)
-        self.after = TDNN(channels, channels, 1, 1, padding, 0.0, norm=True)
+        self.before = TDNN(channels, channels, 1, 1, "zeros", 0.0, norm=True)
+        self.mixer = mixer
+        self.after = TDNN(channels, channels, 1, 1, "zeros", 0.0, norm=True)
         self.excitation = SqueezeExcitation(channels, se_channels)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        y = self.after(self.res2(self.before(x, lengths), lengths), lengths)
+        y = self.after(self.mixer(self.before(x, lengths), lengths), lengths)
         return torch.addcmul(x, y, self.excitation(y, lengths))
 
 

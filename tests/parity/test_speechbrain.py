@@ -47,7 +47,7 @@ def ecapa_name(name: str) -> str:
             name = ours + name.removeprefix(theirs)
             break
     name = name.replace(".conv.conv.", ".").replace("scores.conv.", "scores.").replace(".tdnn1.", ".before.")
-    name = name.replace(".tdnn2.", ".after.").replace(".res2net_block.blocks.", ".res2.convolutions.")
+    name = name.replace(".tdnn2.", ".after.").replace(".res2net_block.blocks.", ".mixer.convolutions.")
     return name.replace(".se_block.conv1.conv.", ".excitation.squeeze.").replace(
         ".se_block.conv2.conv.", ".excitation.excite."
     )

@@ -1,0 +1,160 @@
+"""The selective scan compiled for this CPU: scan_kernel.c, built on first use by the machine's C compiler.
+
+A plain C file and ctypes rather than torch's extension builder: it compiles in a tenth of a second instead of half a
+minute, needs no headers, and ctypes releases the interpreter's lock, so that threads share a batch.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spkexp.ops.backend import Unavailable
+
+_SOURCE = Path(__file__).with_name("scan_kernel.c")
+_FLAGS = ("-O3", "-fPIC", "-shared")
+
+
+def load() -> Callable[..., Tensor]:
+    """The scan of `torch_scan.scan`'s arguments, in float32. Raises Unavailable without a C compiler."""
+    library = ctypes.CDLL(str(_build()))
+    pointers, sizes = ctypes.c_void_p, ctypes.c_long
+    library.scan_forward.argtypes = [pointers] * 7 + [sizes] * 4
+    library.scan_backward.argtypes = [pointers] * 13 + [sizes] * 4
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        groups = max(B.shape[1], C.shape[1])
+        width = u.shape[1] // groups
+        missing = -width % library.lanes()
+
+        def whole(x: Tensor) -> Tensor:
+            """Channels first to last, each group filled up with silent ones to whole vectors of the kernel."""
+            x = x.transpose(-1, -2)
+            if missing:
+                x = F.pad(x.unflatten(-1, (groups, width)), (0, missing)).flatten(-2)
+            return x.contiguous()
+
+        bc = [x.expand(-1, groups, -1, -1).permute(0, 3, 1, 2).contiguous() for x in (B, C)]
+        y: Tensor = _Scan.apply(library, whole(u), whole(delta), whole(A), *bc)
+        if missing:
+            y = y.unflatten(-1, (groups, -1))[..., :width].flatten(-2)
+        return y.transpose(1, 2)
+
+    return scan
+
+
+class _Scan(torch.autograd.Function):
+    """u, delta (b, l, d); A (n, d); B, C (b, l, g, n), all float32 and contiguous -> (b, l, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, library: ctypes.CDLL, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        y = torch.empty_like(u)
+        (b, l, d), n = u.shape, A.shape[0]
+        states = u.new_empty(b, -(-l // library.chunk()), n * d)
+        _each_row(library.scan_forward, (u, delta, A, B, C, y, states), (l, d, B.shape[2], n), shared=(A,))
+        ctx.library = library
+        ctx.save_for_backward(u, delta, A, B, C, states)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, A, B, C, states = ctx.saved_tensors
+        (b, l, d), n = u.shape, A.shape[0]
+        grads = [torch.empty_like(v) for v in (u, delta)] + [
+            u.new_empty(b, n, d),
+            torch.empty_like(B),
+            torch.empty_like(C),
+        ]
+        tensors = (u, delta, A, B, C, states, grad_y.contiguous(), *grads, u.new_empty(b, n * d))
+        _each_row(ctx.library.scan_backward, tensors, (l, d, B.shape[2], n), shared=(A,))
+        grads[2] = grads[2].sum(dim=0)
+        return None, *grads
+
+
+def _each_row(
+    function: Callable[..., None], tensors: tuple[Tensor, ...], sizes: tuple[int, ...], shared: tuple[Tensor, ...]
+) -> None:
+    """Call `function` for each utterance, on as many threads as torch uses. What one computes is its own alone."""
+    strides = [0 if any(x is s for s in shared) else x.stride(0) * x.element_size() for x in tensors]
+    addresses = [x.data_ptr() for x in tensors]
+
+    def call(row: int) -> None:
+        function(*(address + row * stride for address, stride in zip(addresses, strides, strict=True)), *sizes)
+
+    rows = range(len(tensors[0]))
+    threads = min(torch.get_num_threads(), len(rows))
+    if threads == 1:
+        for row in rows:
+            call(row)
+    else:
+        list(_threads(threads).map(call, rows))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="spkexp-scan")
+
+
+def _build() -> Path:
+    """The compiled library, from the cache if it is there. Several processes may build it at once."""
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    compiler = next((found for name in names if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise Unavailable(f"no C compiler was found ({', '.join(names)}); install gcc or clang, or set CC")
+    source = _SOURCE.read_text(encoding="utf-8")
+    # -march=native makes code for this very kind of CPU, and a home folder may be shared by several.
+    identity = (source, compiler, *_FLAGS, platform.machine(), _cpu_features())
+    name = f"scan-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
+    for folder in (_cache_folder(), None):
+        try:
+            if folder is None:  # no place of our own to write to: for this process alone
+                folder = Path(tempfile.mkdtemp(prefix="spkexp-"))
+            folder.mkdir(parents=True, exist_ok=True)
+            library = folder / name
+            if not library.is_file():
+                _compile(compiler, library)
+            return library
+        except OSError as error:
+            problem = error
+    raise Unavailable(
+        f"the compiled kernel can be written nowhere ({problem}); set XDG_CACHE_HOME to a writable folder"
+    )
+
+
+def _compile(compiler: str, library: Path) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=library.parent, suffix=".so")
+    os.close(descriptor)
+    try:
+        for tuning in (["-march=native"], ["-mcpu=native"], []):  # not every compiler knows each
+            command = [compiler, *_FLAGS, *tuning, "-o", temporary, str(_SOURCE)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                os.replace(temporary, library)
+                return
+        raise Unavailable(f"{compiler} could not compile {_SOURCE.name}: {result.stderr.strip()[:500]}")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spkexp"
+
+
+def _cpu_features() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor()
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,82 @@
+"""The selective scan by mamba-ssm's CUDA kernel, called directly: importing the package would need much more."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spkexp.ops.backend import Unavailable
+
+
+def load() -> Callable[..., Tensor]:
+    """`selective_scan` of all its arguments but the backend. Raises Unavailable where mamba-ssm is not installed."""
+    try:
+        import selective_scan_cuda  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(
+            f"mamba-ssm's compiled kernel cannot be imported ({error}); tools/build_mamba.sh builds it"
+        ) from error
+
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> Tensor:
+        # The kernel wants one type for what varies in time and float32 for what does not; it computes in float32.
+        u, delta, B, C = (x.to(u.dtype).contiguous() for x in (u, delta, B, C))
+        z = None if z is None else z.to(u.dtype).contiguous()
+        A = A.float().contiguous()
+        D, delta_bias = (None if x is None else x.float().contiguous() for x in (D, delta_bias))
+        y: Tensor = _Scan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return y
+
+    return scan
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> Tensor:
+        import selective_scan_cuda
+
+        out, states, *gated = selective_scan_cuda.fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        ctx.delta_softplus = delta_softplus
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, states, out if z is not None else None)
+        return gated[0] if z is not None else out
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        import selective_scan_cuda
+
+        u, delta, A, B, C, D, z, delta_bias, states, out = ctx.saved_tensors
+        du, ddelta, dA, dB, dC, dD, dbias, *dz = selective_scan_cuda.bwd(
+            u, delta, A, B, C, D, z, delta_bias, grad_y.contiguous(), states, out, None, ctx.delta_softplus, False
+        )
+        return (
+            du,
+            ddelta,
+            dA,
+            dB,
+            dC,
+            None if D is None else dD,
+            None if z is None else dz[0],
+            None if delta_bias is None else dbias,
+            None,
+        )
