@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ def hydra_command(task: Callable[[DictConfig, list[str]], None]) -> Callable[[],
                         "-m does not work under torchrun: every rank would run the whole sweep; start it without"
                     )
                 check_all(_overrides(arguments), multirun)
+            OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
             # Hydra names the program after the module that holds the task; `job` lies in this one.
             decorate = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="config")
             decorate(job)()
@@ -205,6 +207,16 @@ def compose_config(overrides: list[str]) -> DictConfig:
             return cfg
     finally:
         GlobalHydra.instance().clear()
+
+
+def _config_groups() -> str:
+    """The groups of conf/ and their options for --help, 80 columns wide."""
+    root = config_folder()
+    paragraphs = []
+    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and "hydra" not in path.parts):
+        text = f"{folder.relative_to(root)}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}"
+        paragraphs.append(textwrap.fill(text, 78, subsequent_indent="    "))
+    return textwrap.indent("\n".join(paragraphs), "  ")
 
 
 def _explain(error: HydraException, overrides: list[str]) -> tuple[list[str], str | None]:

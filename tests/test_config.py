@@ -55,7 +55,7 @@ def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
         (["data=manifest"], ["data.manifest: missing; give it as data.manifest=VALUE"]),
         (["data.manifest="], ["data.manifest: is empty; give a value or leave it out"]),
         (["~loss.margin"], ["loss.margin: missing; AAMSoftmax needs it, so set margin in the group's yaml"]),
-        (["model=ecpa"], ["model=ecpa: no such option; did you mean 'ecapa'? conf/model has ecapa, ecapa_512"]),
+        (["model=ecpa"], ["model=ecpa: no such option; did you mean 'ecapa'? conf/model has bimamba, campplus"]),
         (["optimiser=adam"], ["optimiser"]),
         (["trainer/optimiser=adam"], ["trainer/optimiser: no such config group; did you mean 'trainer/optimizer'?"]),
         (["trainer.precision=fp8"], ["trainer.precision: must be one of fp32, bf16, fp16; got 'fp8'"]),
@@ -87,7 +87,7 @@ def test_misspelt_key_in_a_group_file(tmp_path: Path, monkeypatch: pytest.Monkey
     conf = tmp_path / "conf"
     subprocess.run(["cp", "-r", str(CONF), str(conf)], check=True)
     for file, old, new in (
-        ("model/ecapa.yaml", "  channels:", "  chanels:"),
+        ("model/ecapa.yaml", "  res2net_scale:", "  res2net_scal:"),
         ("trainer/default.yaml", "accumulate:", "acumulate:"),
     ):
         text = (conf / file).read_text()
@@ -97,8 +97,9 @@ def test_misspelt_key_in_a_group_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert mistakes() == [
         "trainer.accumulate: missing; give it as trainer.accumulate=VALUE",
         "trainer.acumulate: 'trainer' takes no 'acumulate'; did you mean 'accumulate'?",
-        "model.encoder.chanels: ECAPA takes no 'chanels'; did you mean 'channels'?",
-        "model.encoder.channels: missing; ECAPA needs it, so set channels in the group's yaml or on the command line",
+        "model.encoder.res2net_scal: ECAPA takes no 'res2net_scal'; did you mean 'res2net_scale'?",
+        "model.encoder.res2net_scale: missing; ECAPA needs it, so set res2net_scale in the group's yaml "
+        "or on the command line",
     ]
 
 
