@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train an encoder, or go on with a run",
     "evaluate": "score a run on trials",
     "verify": "compare two recordings",
+    "profile": "parameters, MACs, memory and speed of models",
 }
 
 

@@ -101,6 +101,8 @@ class Experiment:
             folder = checkpoint.find(cfg.init_from)
             checkpoint.load_into(model, checkpoint.load_tensors(folder)[0], folder, "model")
             log.info("encoder from %s", folder)
+        else:
+            distributed.main_first(model.load_pretrained)  # one process downloads
         head = build.head(cfg, self.data.train, model.embedding_size, self.steps_per_epoch)
         waveform, features = (cfg.augment[key] for key in ("waveform", "features"))
         return TrainStep(
@@ -112,7 +114,7 @@ class Experiment:
 
     def _build_trainer(self, resumed: bool) -> Trainer:
         cfg, train = self.cfg, self.data.train
-        optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=self.train_step.parameters())
+        optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=self.train_step.parameter_groups())
         schedule = build.build(
             cfg.trainer.schedule,
             "trainer.schedule",

@@ -1,6 +1,6 @@
 """The path of a batch, from waveform to loss. What DDP wraps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,16 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model, self.head = model, head
         self.augment_waveform, self.augment_features = augment_waveform, augment_features
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: the parameters that are trained, and apart from them those that do without weight decay.
+
+        A module marks such a parameter by an attribute `_no_weight_decay`, as mamba-ssm does.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        exempt = [parameter for parameter in trained if getattr(parameter, "_no_weight_decay", False)]
+        decayed = [parameter for parameter in trained if not getattr(parameter, "_no_weight_decay", False)]
+        return [{"params": decayed}, *([{"params": exempt, "weight_decay": 0.0}] if exempt else [])]
 
     def forward(
         self, waveform: Tensor, lengths: Tensor, label: Tensor, item: Tensor, epoch: int, step: int

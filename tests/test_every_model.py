@@ -7,7 +7,8 @@ from torch import nn
 from tests.model_tools import NAMES, randomise_norms, relative_error, speaker_model
 
 # Deeper or wider members of a family that has a small one here: the same code, but minutes; `make test-slow` has them.
-LARGE: set[str] = {"ecapa"}
+LARGE = {"ecapa", "resnet101", "resnet152", "resnet221", "resnet293", "wav2vec2", "hubert", "wavlm", "rawnet3"}
+LARGE |= {"redimnet_b1", "redimnet_b3", "redimnet_b4", "redimnet_b5", "redimnet_b6"}
 MODELS = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NAMES]
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("experiment", "evaluation", "launch"),
     ("build", "trainer"),
     ("meter", "progress", "interrupt", "run_folder", "report"),
-    ("step", "checkpoint", "tracking", "scoring"),
+    ("step", "checkpoint", "tracking", "scoring", "cost"),
     ("data",),
     ("models", "losses", "augment", "schedule"),
     ("features", "ops"),

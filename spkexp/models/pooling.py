@@ -2,14 +2,17 @@
 
 Shapes: hidden (B, C, T) with T frames; lengths (B,) int64 on its device, the valid frames of each row, or None where
 every row is full. Statistics are computed in at least float32, also under autocast, and a variance from
-deviations from the mean: E[x²] - E[x]² would cancel.
+deviations from the mean: E[x²] - E[x]² would cancel. Attention gives padding the weight zero.
 """
+
+import itertools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import frame_mask, norm_frames, zero_padding
+from spkexp.models.layers import frame_mask, frame_mean, norm_frames, zero_padding
 from spkexp.types import NonNegativeInt, Positive, PositiveInt
 
 
@@ -33,10 +36,28 @@ def mean_and_deviation(
     return mean, variance.clamp(min=variance_floor).sqrt()
 
 
+class MeanPooling(nn.Module):
+    """Mean over time: (B, C, T) -> (B, C).
+
+    Args:
+        channels: C, from the encoder.
+    """
+
+    def __init__(self, channels: PositiveInt) -> None:
+        super().__init__()
+        self.out_channels = channels
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """hidden (B, C, T), lengths (B,) or None (all T) -> (B, C)."""
+        return frame_mean(hidden, lengths)
+
+
 class StatisticsPooling(nn.Module):
     """Mean and standard deviation over time: (B, C, T) -> (B, 2 C), means first (Snyder et al. 2018, section 2.1).
 
-    The deviation is unbiased (n - 1), as in SpeechBrain, WeSpeaker and torch.std.
+    The deviation is unbiased (n - 1), as in SpeechBrain, WeSpeaker and torch.std. After a 2-D encoder, whose
+    (B, channels, frequencies, T) arrive as (B, channels · frequencies, T), these are the statistics over time of each
+    channel at each frequency: WeSpeaker's TSTP.
 
     Args:
         channels: C, from the encoder.
@@ -96,21 +117,152 @@ class AttentiveStatisticsPooling(nn.Module):
             x = at_least_float32(hidden)
             context = mean_and_deviation(x, lengths, self.context_correction, self.variance_floor)
             a = a + self.context(torch.cat(context, dim=1)).unsqueeze(2)
-        if self.norm is not None:
-            a = norm_frames(self.norm, F.relu(a), lengths)
-        scores = at_least_float32(self.scores(torch.tanh(a)))
-        if lengths is not None:
-            scores = scores.masked_fill(~frame_mask(lengths, hidden.shape[2]), float("-inf"))
-        return torch.softmax(scores, dim=2)
+        return softmax_over_frames(self.scores(self.activation(a, lengths)), lengths)
+
+    def activation(self, a: Tensor, lengths: Tensor | None) -> Tensor:
+        """f of eq. 1: (B, R, T) -> (B, R, T)."""
+        return torch.tanh(a if self.norm is None else norm_frames(self.norm, F.relu(a), lengths))
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """hidden (B, C, T), lengths (B,) or None (all T) -> (B, 2 C)."""
         hidden = zero_padding(hidden, lengths)
         weights = self.attention(hidden, lengths)
+        return torch.cat(weighted_statistics(at_least_float32(hidden), weights, self.variance_floor), dim=1)
+
+
+class RectifiedAttentiveStatisticsPooling(AttentiveStatisticsPooling):
+    """`AttentiveStatisticsPooling` with ReLU and batch normalisation in place of the tanh: RawNet3's.
+
+    Args:
+        channels: C, from the encoder.
+        attention_channels: R, width between W and V.
+        global_context: W sees [h; mean; deviation] of the utterance as well as the frame.
+        variance_floor: least variance, weighted or not (RawNet3 1e-4).
+    """
+
+    def __init__(
+        self, channels: PositiveInt, attention_channels: PositiveInt, global_context: bool, variance_floor: Positive
+    ) -> None:
+        super().__init__(channels, attention_channels, global_context, 1, True, variance_floor)
+
+    def activation(self, a: Tensor, lengths: Tensor | None) -> Tensor:
+        assert self.norm is not None
+        return norm_frames(self.norm, F.relu(a), lengths)
+
+
+class AttentivePooling(nn.Module):
+    """Statistics weighted by one score a frame: (B, C, T) -> (B, C) or (B, 2 C), means first.
+
+    Okabe, Koshinaka, Shinoda: Attentive statistics pooling for deep speaker embedding, Interspeech 2018: the scores
+    e = v tanh(W h + b) + k (eq. 1), a softmax over time (eq. 2), the weighted mean (eq. 3) and deviation (eq. 5).
+
+    Args:
+        channels: C, from the encoder.
+        attention_channels: width between W and v.
+        statistics: "mean" (self-attentive pooling) or "mean_and_deviation".
+        variance_floor: least weighted variance.
+    """
+
+    def __init__(
+        self,
+        channels: PositiveInt,
+        attention_channels: PositiveInt,
+        statistics: Literal["mean", "mean_and_deviation"],
+        variance_floor: Positive,
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels if statistics == "mean" else 2 * channels
+        self.statistics = statistics
+        self.variance_floor = variance_floor
+        self.hidden = nn.Conv1d(channels, attention_channels, 1)
+        self.scores = nn.Conv1d(attention_channels, 1, 1)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """hidden (B, C, T), lengths (B,) or None (all T) -> (B, out_channels)."""
+        hidden = zero_padding(hidden, lengths)
+        weights = softmax_over_frames(self.scores(torch.tanh(self.hidden(hidden))), lengths)
         x = at_least_float32(hidden)
-        mean = (weights * x).sum(dim=2)
-        variance = (weights * (x - mean.unsqueeze(2)).square()).sum(dim=2)
-        return torch.cat([mean, variance.clamp(min=self.variance_floor).sqrt()], dim=1)
+        if self.statistics == "mean":
+            return (weights * x).sum(dim=2)
+        return torch.cat(weighted_statistics(x, weights, self.variance_floor), dim=1)
+
+
+class MultiHeadAttentivePooling(nn.Module):
+    """Attentive statistics of each head of channels for each query: (B, C, T) -> (B, 2 Q C).
+
+    Zhao et al.: Multi-query multi-head attention pooling and inter-topK penalty for speaker verification, ICASSP 2022,
+    section 2; with one query and one score a frame the multi-head attention of India, Safari, Hernando 2019. The C
+    channels are H heads of C / H. Each query scores the frames of each head by a network of its own, tanh between its
+    layers, and a softmax over time makes them weights. The result lists queries, their heads, and of each head first
+    the means, then the deviations, as WeSpeaker's MQMHASTP does.
+
+    Args:
+        channels: C, from the encoder.
+        num_queries: Q.
+        num_heads: H; must divide C.
+        num_layers: of the scoring networks; 1 is linear.
+        attention_channels: width between their layers.
+        scores: one a "frame" of each head or one a "channel" of each frame.
+        variance_floor: least weighted variance.
+    """
+
+    def __init__(
+        self,
+        channels: PositiveInt,
+        num_queries: PositiveInt,
+        num_heads: PositiveInt,
+        num_layers: PositiveInt,
+        attention_channels: PositiveInt,
+        scores: Literal["frame", "channel"],
+        variance_floor: Positive,
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"MultiHeadAttentivePooling: num_heads={num_heads} must divide the {channels=}")
+        self.out_channels = 2 * num_queries * channels
+        self.num_heads = num_heads
+        self.num_queries = num_queries
+        self.variance_floor = variance_floor
+        width = channels // num_heads
+        networks = num_heads * num_queries
+        outputs = [attention_channels] * (num_layers - 1) + [width if scores == "channel" else 1]
+        # All the networks at once as groups of one convolution; those of a head, which share its input, side by side.
+        layers = [nn.Conv1d(channels, networks * outputs[0], 1, groups=num_heads)]
+        for before, after in itertools.pairwise(outputs):
+            layers.append(nn.Conv1d(networks * before, networks * after, 1, groups=networks))
+        self.layers = nn.ModuleList(layers)
+
+    def attention(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """Weights (B, H, Q, 1 or C / H, T) of the frames: zero in padding, of sum one over the valid frames."""
+        first, *rest = self.layers
+        scores = first(hidden)
+        for layer in rest:
+            scores = layer(torch.tanh(scores))
+        weights = softmax_over_frames(scores, lengths)
+        return weights.view(len(hidden), self.num_heads, self.num_queries, -1, hidden.shape[2])
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """hidden (B, C, T), lengths (B,) or None (all T) -> (B, 2 Q C)."""
+        hidden = zero_padding(hidden, lengths)
+        weights = self.attention(hidden, lengths)
+        x = at_least_float32(hidden).unflatten(1, (self.num_heads, 1, -1))
+        statistics = torch.stack(weighted_statistics(x, weights, self.variance_floor), dim=3)
+        return statistics.transpose(1, 2).flatten(1)  # (B, H, Q, 2, C / H) -> queries first
+
+
+def softmax_over_frames(scores: Tensor, lengths: Tensor | None) -> Tensor:
+    """Scores (B, S, T) -> weights (B, S, T), at least float32: zero in padding, of sum one over the valid frames."""
+    scores = at_least_float32(scores)
+    if lengths is not None:
+        scores = scores.masked_fill(~frame_mask(lengths, scores.shape[2]), float("-inf"))
+    return torch.softmax(scores, dim=2)
+
+
+def weighted_statistics(x: Tensor, weights: Tensor, variance_floor: float) -> tuple[Tensor, Tensor]:
+    """Weighted mean and deviation over the last dimension of x and weights, which broadcast; x finite in padding."""
+    mean = (weights * x).sum(dim=-1)
+    variance = (weights * (x - mean.unsqueeze(-1)).square()).sum(dim=-1)
+    return mean, variance.clamp(min=variance_floor).sqrt()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

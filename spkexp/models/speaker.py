@@ -61,6 +61,12 @@ class SpeakerModel(nn.Module):
         pooled = self.pooling_norm(self.pooling(hidden, frames))
         return self.embedding_norm(self.embedding(pooled))
 
+    def load_pretrained(self) -> None:
+        """Let the encoder take the published weights that its config names, if any; for a run that starts afresh."""
+        load = getattr(self.encoder, "load_pretrained", None)
+        if load is not None:
+            load(self.features)
+
 
 def check_lengths(lengths: Tensor, size: int, unit: str) -> None:
     """Raise ValueError for a length outside 1..size. Only lengths on the CPU are looked at: no waiting for a device."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spkexp.ops.backend import Unavailable
 
@@ -87,6 +88,8 @@ def _each_row(
     function: Callable[..., None], tensors: tuple[Tensor, ...], sizes: tuple[int, ...], shared: tuple[Tensor, ...]
 ) -> None:
     """Call `function` for each utterance, on as many threads as torch uses. What one computes is its own alone."""
+    if isinstance(tensors[0], FakeTensor):  # sizes are asked for, not values
+        return
     strides = [0 if any(x is s for s in shared) else x.stride(0) * x.element_size() for x in tensors]
     addresses = [x.data_ptr() for x in tensors]
 
