@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spkexp.allocator import keep_freed_memory
 from spkexp.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ def processes(device: str) -> Iterator[torch.device]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(["trainer.device: there is no CUDA device here; use cpu"])
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if not use_cuda:
+        keep_freed_memory()
     if "RANK" not in os.environ:
         yield torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
         return

@@ -11,6 +11,7 @@ from annotated_types import Len
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from spkexp.allocator import keep_freed_memory
 from spkexp.arguments import parse
 from spkexp.cli import check_all, compose_config, errors_to_exit_codes, set_up_logging
 from spkexp.errors import ConfigError
@@ -90,6 +91,8 @@ def main() -> None:
         if arguments.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(["device: there is no CUDA device here; use device=cpu"])
         use_cuda = arguments.device != "cpu" and torch.cuda.is_available()
+        if not use_cuda:
+            keep_freed_memory()
         request = Request(
             seconds=arguments.seconds,
             batch_sizes=list(dict.fromkeys(arguments.batch_sizes)),

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from spkexp import build
+from spkexp.cli import compose_config
+from spkexp.config import config_folder
 from tests.model_tools import NAMES, randomise_norms, relative_error, speaker_model
 
 # Deeper or wider members of a family that has a small one here: the same code, but minutes; `make test-slow` has them.
@@ -63,3 +66,17 @@ def test_bf16_autocast_is_close_to_float32(name: str) -> None:
     rough_gradient = torch.autograd.grad(rough.float().square().sum(), weight)[0]
     assert relative_error(rough.float(), exact) < 0.05  # bfloat16 has 8 bits
     assert relative_error(rough_gradient, gradient) < 0.1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_folder() / "model/pooling").glob("*.yaml")))
+def test_every_pooling_fits_an_encoder_and_ignores_padding(name: str) -> None:
+    torch.manual_seed(0)
+    model = build.model(compose_config([f"model/pooling={name}"]).model).eval()
+    randomise_norms(model)
+    lengths = torch.tensor([8000, 3000, 150])
+    waveform = torch.randn(3, 8000) * 0.1
+    with torch.no_grad():
+        together = model(waveform, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = model(waveform[row : row + 1, :length], torch.tensor([length]))
+            assert relative_error(together[row], alone[0]) < 1e-5, f"{length} samples"

@@ -25,7 +25,7 @@ LAYERS = (
 SETTINGS = ("cli", "arguments", "resume", "config", "signature", "sections")
 DISTRIBUTED = ("distributed",)
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
-LEAVES = ("__init__", "errors", "types", "counter")
+LEAVES = ("__init__", "errors", "types", "counter", "allocator")
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.

@@ -248,3 +248,17 @@ def test_exponential_of_the_kernel() -> None:
     exact = exponents[0].T.double().exp()
     assert float(((y[:, :, 1] - exact) / exact).abs().max()) < 2.5e-7
     assert F.mse_loss(y[:, :, 0], torch.ones(512, 16)) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_keeps_no_states(backend: str) -> None:
+    given = inputs(3, 32, 100, 16, None, 0.5)
+    with torch.no_grad():
+        y = selective_scan(**given, backend=backend)  # type: ignore[arg-type]
+    assert not y.requires_grad
+    assert torch.equal(y, selective_scan(**{k: v.requires_grad_() for k, v in given.items()}, backend=backend).detach())  # type: ignore[arg-type]
+
+
+def test_empty_batch() -> None:
+    given = {k: v[:0] if v.ndim == 3 else v for k, v in inputs(2, 32, 10, 16, None, 0.5).items()}
+    assert selective_scan(**given, backend="fused").shape == (0, 32, 10)

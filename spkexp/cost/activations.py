@@ -1,5 +1,6 @@
 """Where a forward pass holds more than the sizes of its inputs suggest, and why."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -78,7 +79,8 @@ def _held(trace: Trace, calls: list[Call], peaks: list[tuple[int, int]], indices
     call, (size, position) = calls[most], peaks[most]
     names = dict.fromkeys(calls[index].name for index in indices)
     reason = _reason(call, trace.held(call.before, position))
-    return Held(tuple(names), type(call.module).__name__, size // _BATCH, size / call.inputs.bytes, reason)
+    times = size / call.inputs.bytes if call.inputs.bytes else math.inf  # made from numbers alone: a table of positions
+    return Held(tuple(names), type(call.module).__name__, size // _BATCH, times, reason)
 
 
 def _pattern(name: str) -> str:

@@ -6,6 +6,7 @@ a stride makes other ones: what may have a stride returns the lengths of its out
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -96,6 +97,8 @@ class ResidualEncoder(nn.Module):
             self.stages.append(Stage([make(before, width, after, stride), *rest]))
             before, frequencies = after, (frequencies + stride - 1) // stride
         self.out_channels = before * frequencies
+        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T'), lengths."""

@@ -4,6 +4,7 @@ A plain C file and ctypes rather than torch's extension builder: it compiles in 
 minute, needs no headers, and ctypes releases the interpreter's lock, so that threads share a batch.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -48,7 +49,7 @@ def load() -> Callable[..., Tensor]:
             return x.contiguous()
 
         bc = [x.expand(-1, groups, -1, -1).permute(0, 3, 1, 2).contiguous() for x in (B, C)]
-        y: Tensor = _Scan.apply(library, whole(u), whole(delta), whole(A), *bc)
+        y: Tensor = _Scan.apply(library, torch.is_grad_enabled(), whole(u), whole(delta), whole(A), *bc)
         if missing:
             y = y.unflatten(-1, (groups, -1))[..., :width].flatten(-2)
         return y.transpose(1, 2)
@@ -60,11 +61,13 @@ class _Scan(torch.autograd.Function):
     """u, delta (b, l, d); A (n, d); B, C (b, l, g, n), all float32 and contiguous -> (b, l, d)."""
 
     @staticmethod
-    def forward(ctx: Any, library: ctypes.CDLL, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, library: ctypes.CDLL, keep: bool, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
+    ) -> Tensor:
         y = torch.empty_like(u)
         (b, l, d), n = u.shape, A.shape[0]
-        states = u.new_empty(b, -(-l // library.chunk()), n * d)
-        _each_row(library.scan_forward, (u, delta, A, B, C, y, states), (l, d, B.shape[2], n), shared=(A,))
+        states = u.new_empty(b, -(-l // library.chunk()), n * d) if keep else None
+        _each_row(library.scan_forward, (u, delta, A, B, C, y, states), (l, d, B.shape[2], n), shared=A)
         ctx.library = library
         ctx.save_for_backward(u, delta, A, B, C, states)
         return y
@@ -73,32 +76,32 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, states = ctx.saved_tensors
         (b, l, d), n = u.shape, A.shape[0]
-        grads = [torch.empty_like(v) for v in (u, delta)] + [
-            u.new_empty(b, n, d),
-            torch.empty_like(B),
-            torch.empty_like(C),
-        ]
-        tensors = (u, delta, A, B, C, states, grad_y.contiguous(), *grads, u.new_empty(b, n * d))
-        _each_row(ctx.library.scan_backward, tensors, (l, d, B.shape[2], n), shared=(A,))
-        grads[2] = grads[2].sum(dim=0)
-        return None, *grads
+        du, ddelta, dB, dC = (torch.empty_like(v) for v in (u, delta, B, C))
+        dA, carry = (u.new_empty(b, n, d) for _ in range(2))
+        tensors = (u, delta, A, B, C, states, grad_y.contiguous(), du, ddelta, dA, dB, dC, carry)
+        _each_row(ctx.library.scan_backward, tensors, (l, d, B.shape[2], n), shared=A)
+        return None, None, du, ddelta, dA.sum(dim=0), dB, dC
 
 
 def _each_row(
-    function: Callable[..., None], tensors: tuple[Tensor, ...], sizes: tuple[int, ...], shared: tuple[Tensor, ...]
+    function: Callable[..., None], tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], shared: Tensor
 ) -> None:
-    """Call `function` for each utterance, on as many threads as torch uses. What one computes is its own alone."""
+    """Call `function` for each utterance, on as many threads as torch uses. What one computes is its own alone.
+
+    Every tensor is given from that utterance's row on, `shared` as it is, None as a null pointer.
+    """
     if isinstance(tensors[0], FakeTensor):  # sizes are asked for, not values
         return
-    strides = [0 if any(x is s for s in shared) else x.stride(0) * x.element_size() for x in tensors]
-    addresses = [x.data_ptr() for x in tensors]
+    sizes_of_rows = [0 if x is None or x is shared else x.stride(0) * x.element_size() for x in tensors]
+    addresses = [0 if x is None else x.data_ptr() for x in tensors]
 
     def call(row: int) -> None:
-        function(*(address + row * stride for address, stride in zip(addresses, strides, strict=True)), *sizes)
+        function(*(address + row * size for address, size in zip(addresses, sizes_of_rows, strict=True)), *sizes)
 
+    assert tensors[0] is not None
     rows = range(len(tensors[0]))
     threads = min(torch.get_num_threads(), len(rows))
-    if threads == 1:
+    if threads <= 1:
         for row in rows:
             call(row)
     else:
@@ -124,6 +127,7 @@ def _build() -> Path:
         try:
             if folder is None:  # no place of our own to write to: for this process alone
                 folder = Path(tempfile.mkdtemp(prefix="spkexp-"))
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             library = folder / name
             if not library.is_file():

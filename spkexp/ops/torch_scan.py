@@ -24,7 +24,7 @@ def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     a = A.T.unflatten(1, (groups, -1)).transpose(0, 1).contiguous()  # (g, n, d / g)
     a = a.expand(b, *a.shape).reshape(b * groups, A.shape[1], -1)
     bc = [x.expand(-1, groups, -1, -1).flatten(0, 1).transpose(1, 2).contiguous() for x in (B, C)]
-    y: Tensor = _Scan.apply(*rows, a, *bc)
+    y: Tensor = _Scan.apply(*rows, a, *bc, torch.is_grad_enabled())
     return y.transpose(1, 2).reshape(b, d, l)
 
 
@@ -32,31 +32,31 @@ class _Scan(torch.autograd.Function):
     """Rows r of c channels: u, delta (r, l, c); A (r, n, c); B, C (r, l, n) -> (r, l, c)."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        num_rows, steps, channels = u.shape
+    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, keep: bool) -> Tensor:
         y = torch.empty_like(u)
-        starts = u.new_empty(-(-steps // _CHUNK), num_rows, A.shape[1], channels)
-        starts[:1] = 0.0
+        chunks = -(-u.shape[1] // _CHUNK)
+        starts = u.new_zeros(chunks if keep else 1, *A.shape)
         x = delta * u
         for rows in _blocks(A):
             a = A[rows]
             decay, h = (u.new_empty(_CHUNK, *a.shape) for _ in range(2))
-            for c, start in enumerate(starts):
+            for c in range(chunks):
+                start = starts[c if keep else 0]
                 at = slice(c * _CHUNK, (c + 1) * _CHUNK)
                 step, xs, bs, cs = (v[rows, at].transpose(0, 1) for v in (delta, x, B, C))
                 k = len(step)
                 _states(step, xs, a, bs, start[rows], decay[:k], h[:k])
                 y[rows, at] = torch.matmul(cs.unsqueeze(2), h[:k]).squeeze(2).transpose(0, 1)
-                if c + 1 < len(starts):
-                    starts[c + 1, rows] = h[-1]
+                if c + 1 < chunks:
+                    starts[c + 1 if keep else 0, rows] = h[-1]
         ctx.save_for_backward(u, delta, A, B, C, starts)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, starts = ctx.saved_tensors
         with torch.autocast(grad_y.device.type, enabled=False):
-            return _backward(u, delta, A, B, C, starts, grad_y.contiguous())
+            return *_backward(u, delta, A, B, C, starts, grad_y.contiguous()), None
 
 
 def _blocks(A: Tensor) -> list[slice]:

@@ -1,5 +1,6 @@
 """What models cost, as people read it: a table over all of them, then what is particular to each."""
 
+import math
 import textwrap
 
 from rich import box
@@ -137,6 +138,7 @@ def _over_twice(cost: Cost) -> str:
     lines = [f"{cost.name}: modules that allocate more than twice their inputs (inference, one utterance)"]
     for held in cost.activations.over_twice:
         kind = f"{len(held.names)} × {held.kind}" if len(held.names) > 1 else held.kind
-        lines.append(f"  {held.pattern} ({kind}): {held.bytes / _MIB:.2f} MiB, {held.ratio:.1f} times")
+        extent = "without any input" if math.isinf(held.ratio) else f"{held.ratio:.1f} times"
+        lines.append(f"  {held.pattern} ({kind}): {held.bytes / _MIB:.2f} MiB, {extent}")
         lines += textwrap.wrap(held.reason, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
