@@ -36,19 +36,18 @@ class _Scan(torch.autograd.Function):
         y = torch.empty_like(u)
         chunks = -(-u.shape[1] // _CHUNK)
         starts = u.new_zeros(chunks if keep else 1, *A.shape)
-        x = delta * u
         for rows in _blocks(A):
             a = A[rows]
-            decay, h = (u.new_empty(_CHUNK, *a.shape) for _ in range(2))
+            decay, h = (_Steps(u.new_empty(_CHUNK, *a.shape)) for _ in range(2))
             for c in range(chunks):
                 start = starts[c if keep else 0]
                 at = slice(c * _CHUNK, (c + 1) * _CHUNK)
-                step, xs, bs, cs = (v[rows, at].transpose(0, 1) for v in (delta, x, B, C))
+                step, us, bs, cs = (v[rows, at].transpose(0, 1) for v in (delta, u, B, C))
                 k = len(step)
-                _states(step, xs, a, bs, start[rows], decay[:k], h[:k])
-                y[rows, at] = torch.matmul(cs.unsqueeze(2), h[:k]).squeeze(2).transpose(0, 1)
+                _states(step, step * us, a, bs, start[rows], decay, h)
+                y[rows, at] = torch.matmul(cs.unsqueeze(2), h.all[:k]).squeeze(2).transpose(0, 1)
                 if c + 1 < chunks:
-                    starts[c + 1 if keep else 0, rows] = h[-1]
+                    starts[c + 1 if keep else 0, rows] = h.each[-1]
         ctx.save_for_backward(u, delta, A, B, C, starts)
         return y
 
@@ -65,11 +64,19 @@ def _blocks(A: Tensor) -> list[slice]:
     return [slice(first, first + size) for first in range(0, len(A), size)]
 
 
-def _states(step: Tensor, x: Tensor, A: Tensor, B: Tensor, start: Tensor, decay: Tensor, h: Tensor) -> None:
+class _Steps:
+    """A buffer for some steps: all of them as one tensor, and each, since making a view costs half an operation."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.all, self.each = buffer, buffer.unbind()
+
+
+def _states(step: Tensor, x: Tensor, A: Tensor, B: Tensor, start: Tensor, decay: _Steps, h: _Steps) -> None:
     """Fill decay = exp(Δ A) and h, both (k, r, n, c), from step, x (k, r, c), B (k, r, n) and the state before."""
-    torch.mul(step.unsqueeze(2), A, out=decay).exp_()
-    torch.mul(x.unsqueeze(2), B.unsqueeze(3), out=h)
-    for state, factor in zip(h.unbind(), decay.unbind(), strict=True):
+    k = len(step)
+    torch.mul(step.unsqueeze(2), A, out=decay.all[:k]).exp_()
+    torch.mul(x.unsqueeze(2), B.unsqueeze(3), out=h.all[:k])
+    for state, factor in zip(h.each[:k], decay.each[:k], strict=True):
         start = state.addcmul_(factor, start)
 
 
@@ -77,37 +84,32 @@ def _backward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, grad_y: Tensor
 ) -> tuple[Tensor, ...]:
     """With g_t = C_t ȳ_t + exp(Δ_{t+1} A) g_{t+1}, the gradient of h_t: sums of products of g, h and the decay."""
-    grad_delta, grad_x, grad_B, grad_C = (torch.empty_like(v) for v in (delta, u, B, C))
+    grad_u, grad_delta, grad_B, grad_C = (torch.empty_like(v) for v in (u, delta, B, C))
     grad_A = torch.zeros(A.shape, dtype=A.dtype, device=A.device)
-    x = delta * u
     for rows in _blocks(A):
         a, sum_a = A[rows], grad_A[rows]
-        decay, g = (u.new_empty(_CHUNK, *a.shape) for _ in range(2))
-        h = u.new_empty(_CHUNK + 1, *a.shape)
-        carry, part = u.new_zeros(a.shape), u.new_empty(a.shape)
+        decay, g = (_Steps(u.new_empty(_CHUNK, *a.shape)) for _ in range(2))
+        before = u.new_empty(_CHUNK + 1, *a.shape)  # the state before each step, and the last
+        h = _Steps(before[1:])
+        carry = u.new_zeros(a.shape)
         for c in reversed(range(len(starts))):
             at = slice(c * _CHUNK, (c + 1) * _CHUNK)
-            step, xs, bs, cs, gy = (v[rows, at].transpose(0, 1) for v in (delta, x, B, C, grad_y))
-            k = len(step)
-            h[0] = starts[c, rows]
-            _states(step, xs, a, bs, h[0], decay[:k], h[1 : k + 1])
-            torch.mul(gy.unsqueeze(2), cs.unsqueeze(3), out=g[:k])
-            grads, factors = g[:k].unbind(), decay[:k].unbind()
-            grads[-1].add_(carry)
+            step, us, bs, cs, gy = (v[rows, at].transpose(0, 1) for v in (delta, u, B, C, grad_y))
+            k, xs = len(step), step * us
+            before[0] = starts[c, rows]
+            _states(step, xs, a, bs, before[0], decay, h)
+            gs = torch.mul(gy.unsqueeze(2), cs.unsqueeze(3), out=g.all[:k])
+            g.each[k - 1].add_(carry)
             for t in range(k - 2, -1, -1):
-                grads[t].addcmul_(factors[t + 1], grads[t + 1])
-            torch.mul(factors[0], grads[0], out=carry)
-            for grad, value in (
-                (grad_C, torch.matmul(h[1 : k + 1], gy.unsqueeze(3)).squeeze(3)),
-                (grad_B, torch.matmul(g[:k], xs.unsqueeze(3)).squeeze(3)),
-                (grad_x, torch.matmul(bs.unsqueeze(2), g[:k]).squeeze(2)),
-            ):
-                grad[rows, at] = value.transpose(0, 1)
-            exponent = decay[:k].mul_(h[:k]).mul_(g[:k])  # the gradient of Δ A
-            part.zero_()  # a sum of sums: adding thousands of steps one by one would round as often
-            for t, gradient in enumerate(exponent.unbind()):
-                part.addcmul_(gradient, step[t].unsqueeze(1))
-            sum_a.add_(part)
-            grad_delta[rows, at] = exponent.mul_(a).sum(dim=2).transpose(0, 1)
-    grad_delta.addcmul_(grad_x, u)
-    return grad_x.mul_(delta), grad_delta, grad_A, grad_B, grad_C
+                g.each[t].addcmul_(decay.each[t + 1], g.each[t + 1])
+            torch.mul(decay.each[0], g.each[0], out=carry)
+            # Row vectors from the left: a batch of matrices times columns takes ten times as long.
+            grad_x = torch.matmul(bs.unsqueeze(2), gs).squeeze(2)
+            grad_C[rows, at] = torch.matmul(gy.unsqueeze(2), h.all[:k].mT).squeeze(2).transpose(0, 1)
+            grad_B[rows, at] = torch.matmul(xs.unsqueeze(2), gs.mT).squeeze(2).transpose(0, 1)
+            grad_u[rows, at] = (grad_x * step).transpose(0, 1)
+            exponent = decay.all[:k].mul_(before[:k]).mul_(gs)  # the gradient of Δ A
+            # A sum of sums: adding thousands of steps one by one would round as often.
+            sum_a.add_(torch.mul(exponent, step.unsqueeze(2), out=gs).sum(dim=0))
+            grad_delta[rows, at] = exponent.mul_(a).sum(dim=2).addcmul_(grad_x, us).transpose(0, 1)
+    return grad_u, grad_delta, grad_A, grad_B, grad_C
