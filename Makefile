@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 # Small operations on contended cores are slower with more threads than with one.
 TEST   := OMP_NUM_THREADS=1 $(RUN) -m pytest
 
-.PHONY: train test test-slow lint format benchmarks clean
+.PHONY: train test test-slow test-cuda lint format benchmarks clean
 
 train: $(VENV)/.ready
 	$(RUN) -m spkexp.train $(ARGS)
@@ -16,6 +16,10 @@ test: $(VENV)/.ready-dev
 
 test-slow: $(VENV)/.ready-dev
 	$(TEST) -n 2 -m slow $(ARGS)
+
+# One process: it compiles each Triton kernel once, and has the card to itself.
+test-cuda: $(VENV)/.ready-dev
+	$(TEST) -m cuda tests/cuda $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .

@@ -18,9 +18,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Dependencies that nothing in spkexp imports yet, and why they are there.
-DEMANDED = {"torchaudio": "the oracle of the features' tests", "einops": "for outside models and those to come"}
-# Source-only packages that compile against the torch they find; there is no version to pin without a GPU machine.
-UNPINNED = {"causal-conv1d", "mamba-ssm"}
+DEMANDED = {"einops": "for outside models and those to come, and mamba-ssm's Triton kernels"}
+# Source-only packages that compile against the torch they find, by tools/build_mamba.sh in the versions of the extra
+# `cuda`, and the module of each that spkexp imports where it is there.
+COMPILED = {"causal-conv1d": "causal_conv1d", "mamba-ssm": "selective_scan_cuda"}
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,13 @@ def _check_pip(lines: list[str]) -> None:
 
 
 def test_cuda_is_an_extra_that_the_cuda_environment_names() -> None:
-    assert set(PROJECT["optional-dependencies"]["cuda"]) == UNPINNED
-    assert "[cuda]" in (ROOT / "environment-cuda.yml").read_text(encoding="utf-8")
+    cuda = [Requirement(line) for line in PROJECT["optional-dependencies"]["cuda"]]
+    assert {requirement.name for requirement in cuda} == COMPILED.keys()
+    assert all([part.operator for part in requirement.specifier] == ["=="] for requirement in cuda)
+    environment = (ROOT / "environment-cuda.yml").read_text(encoding="utf-8")
+    assert "[cuda]" in environment
+    assert "tools/build_mamba.sh" in environment
+    assert os.access(ROOT / "tools/build_mamba.sh", os.X_OK)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +149,8 @@ def names(requirements: list[str]) -> set[str]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     owners = packages_distributions()
     modules = imported(ROOT / "spkexp")
-    assert "torch" in modules
+    assert {"torch", *COMPILED.values()} <= modules
+    modules -= set(COMPILED.values())
     used = {canonicalize_name(owners[module][0]) for module in modules}
     declared = names(PROJECT["dependencies"])
     assert used - declared == set()
@@ -176,6 +183,6 @@ def test_constraints_pin_every_dependency(python: str) -> None:
     wanted += [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
-        if name not in {"spkexp", *UNPINNED}:
+        if name not in {"spkexp", *COMPILED}:
             assert name in pins, f"{name} is not in constraints.txt"
             assert requirement.specifier.contains(pins[name]), f"{requirement} does not admit {pins[name]}"

@@ -30,6 +30,8 @@ def load() -> Callable[..., Tensor]:
         delta_softplus: bool,
     ) -> Tensor:
         # The kernel wants one type for what varies in time and float32 for what does not; it computes in float32.
+        groups = max(B.shape[1], C.shape[1])  # and B and C in as many groups as each other
+        B, C = (x.expand(-1, groups, -1, -1) for x in (B, C))
         u, delta, B, C = (x.to(u.dtype).contiguous() for x in (u, delta, B, C))
         z = None if z is None else z.to(u.dtype).contiguous()
         A = A.float().contiguous()

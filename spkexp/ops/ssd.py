@@ -4,6 +4,9 @@ Shape letters, as in mamba-ssm: b utterances, l steps, h heads, p channels a hea
 q steps in each of c chunks.
 """
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 
 import torch
@@ -19,11 +22,25 @@ _CHUNK_FUSED = 256
 
 
 def _load_cuda() -> Callable[..., Tensor]:
+    """mamba-ssm's Triton kernels alone: the package's own __init__ asks for transformers, tilelang and more."""
+    spec = importlib.util.find_spec("mamba_ssm")
+    if spec is None:
+        raise Unavailable("mamba-ssm is not installed; tools/build_mamba.sh builds it")
+    imported_before = "mamba_ssm" in sys.modules
+    if not imported_before:
+        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)  # has the path of the package, runs no code
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        module = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
     except ImportError as error:
-        raise Unavailable(f"mamba-ssm cannot be imported ({error}); tools/build_mamba.sh builds it") from error
-    return mamba_chunk_scan_combined
+        raise Unavailable(
+            f"mamba-ssm's Triton kernels cannot be imported ({error}); tools/build_mamba.sh installs them"
+        ) from error
+    finally:
+        if not imported_before:  # an import of the whole package by others must still run its __init__
+            for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
+                del sys.modules[name]
+    function: Callable[..., Tensor] = module.mamba_chunk_scan_combined
+    return function
 
 
 _fused = FusedKernel("state-space duality", {"cuda": _load_cuda})
@@ -42,8 +59,9 @@ def ssd(
 ) -> Tensor:
     """y_t = C_t h_t + D x_t with h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_tᵀ and h_0 = 0, A one number a head.
 
-    What mamba-ssm's `mamba_chunk_scan_combined` computes, with the same shapes; computed in float32, or in float64 for
-    float64, whatever the type of x.
+    What mamba-ssm's `mamba_chunk_scan_combined` computes, with the same shapes. "torch" computes in float32, or in
+    float64 for float64, whatever the type of x. "fused" multiplies matrices of x's type and adds up in float32; its
+    products of float32 matrices are TF32 (ten bits of mantissa), which no setting of torch turns off.
 
     Args:
         x: (b, l, h, p), the input.
@@ -54,7 +72,8 @@ def ssd(
         D: (h,), the skip connection.
         dt_bias: (h,), added to dt.
         dt_softplus: Δ = softplus(dt + dt_bias).
-        backend: "fused": mamba-ssm's kernels on CUDA; "torch": matrix products in chunks; "auto": fused if available.
+        backend: "fused": mamba-ssm's kernels on CUDA; "torch": matrix products in chunks; "auto": fused if available,
+            and for float32 only where torch may use TF32 too (`torch.backends.cuda.matmul.fp32_precision`).
 
     Returns:
         (b, l, h, p), in x's type.
@@ -64,6 +83,8 @@ def ssd(
         UserError: "fused" where no kernel can be had; the message says why.
     """
     _check_shapes(x, dt, A, B, C)
+    if backend == "auto" and x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32":
+        backend = "torch"
     kernel = _fused.choose(backend, x)
     (b, l, h, p), n = x.shape, B.shape[3]
     with torch.autocast(x.device.type, enabled=False), declared("ssd", scan_macs(b, h * p, l, n)):
