@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from spkexp.models.redimnet import ReDimNet, WeightedSum, to_1d, to_2d
+from spkexp.models.redimnet import ReDimNet, WeightedSum, _WeightedSum, to_1d, to_2d
 from spkexp.models.redimnet_blocks import FrequencyGate
 from tests.model_tools import count, randomise_norms, relative_error, speaker_model
 
@@ -139,3 +139,16 @@ def test_statistics_in_training_are_those_of_valid_frames(block_2d: str) -> None
 def test_wrong_sizes_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**{"expansions": [1, 1, 1], **changes})
+
+
+def test_gradients_of_the_weighted_sum() -> None:
+    torch.manual_seed(0)
+    total = WeightedSum(3, 4).double()
+    torch.nn.init.normal_(total.weight)
+    signals = [torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weight = torch.softmax(total.weight.detach(), dim=0)
+    expected = torch.stack([w * s for w, s in zip(weight, signals, strict=True)]).sum(dim=0)
+    torch.testing.assert_close(total(signals), expected)
+    assert torch.autograd.gradcheck(
+        lambda w, *s: _WeightedSum.apply(w, *s), (total.weight.detach().requires_grad_(), *signals)
+    )

@@ -201,6 +201,8 @@ class ConvolutionFront(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels, stride) for stride in (2, 1, 2, 1))
         self.last = Convolution2d(channels, channels, 3, stride=2)
         self.out_channels = channels * -(-num_frequencies // 8)
+        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         x = F.relu_(self.first(features.unsqueeze(1), lengths))

@@ -10,7 +10,7 @@ weighted sum of all outputs before it.
 Shapes: B utterances, C channels, F frequencies, T frames. C F is that of the stem, in every stage.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,34 @@ class WeightedSum(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_signals, channels, 1))
 
     def forward(self, signals: list[Tensor]) -> Tensor:
-        first, *weights = torch.softmax(self.weight, dim=0)
-        total = signals[0] * first
-        for signal, weight in zip(signals[1:], weights, strict=True):
-            total.addcmul_(signal, weight)
+        return _WeightedSum.apply(torch.softmax(self.weight, dim=0), *signals)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Σ_i weight_i signal_i, whose backward makes no other tensors of a signal's size than the gradients themselves.
+
+    A network sums some 20 signals of its full width; autograd would make three temporaries for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *signals: Tensor) -> Tensor:
+        """weight (N, C, 1), N signals (B, C, T) -> (B, C, T)."""
+        total = signals[0] * weight[0]
+        for signal, factor in zip(signals[1:], weight[1:], strict=True):
+            total.addcmul_(signal, factor)
+        ctx.save_for_backward(weight, *signals)
         return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        weight, *signals = ctx.saved_tensors
+        # On a CPU an utterance at a time, which stays in a cache.
+        rows = grad.split(1 if grad.device.type == "cpu" else len(grad))
+        grad_weight = torch.zeros_like(weight)
+        for total, signal in zip(grad_weight, signals, strict=True):
+            for grad_row, row in zip(rows, signal.split(len(rows[0])), strict=True):
+                total += (grad_row * row).sum(dim=(0, 2)).unsqueeze(1)
+        return grad_weight, *((grad * factor).to(s.dtype) for factor, s in zip(weight, signals, strict=True))
 
 
 class ReDimNet(nn.Module):
@@ -108,6 +131,8 @@ class ReDimNet(nn.Module):
             self.stages.append(Stage(inputs, frequencies, channels, stride, width, blocks, time))
             channels, frequencies = channels * stride, frequencies // stride
         self.outputs = WeightedSum(len(strides) + 1, self.out_channels)
+        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""
