@@ -28,7 +28,7 @@ from spkexp import build
 from spkexp.allocator import keep_freed_memory
 from spkexp.cli import compose_config
 
-BATCH, FRAMES, WARM_UP, STEPS = 32, 200, 3, 3
+BATCH, FRAMES, WARM_UP, STEPS = 32, 200, 2, 3
 SPEECHBRAIN = ["model=ecapa", "model.encoder.aggregation_channels=3072", "model.encoder.aggregation_norm=true"]
 SPEECHBRAIN += ["model.encoder.padding=reflect", "model/pooling=attentive_statistics_speechbrain"]
 # name of the case: overrides of ours
