@@ -19,7 +19,8 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from spkexp import checkpoint, evaluate, run_folder, train
+from spkexp import build, checkpoint, evaluate, run_folder, train
+from spkexp.cli import compose_config
 from spkexp.data.manifest import Utterances
 from spkexp.errors import UserError
 from spkexp.scoring.verification import closed_set_accuracy
@@ -483,3 +484,42 @@ def test_accuracy_is_of_what_could_be_read() -> None:
     found = closed_set_accuracy(predicted, readable, Utterances.of(table, "speaker"), ["u", "y", "x"])
     assert found == pytest.approx(2 / 3)
     assert closed_set_accuracy(predicted, readable, Utterances.of(table, "speaker"), ["u", "y"]) is None
+
+
+TINY_WAVLM = ["model=wavlm", "data=manifest", "trainer.batch_size=8", "trainer.max_steps=2", "scoring.bootstrap=20"]
+TINY_WAVLM += ["model.encoder.num_layers=1", "model.encoder.channels=32", "model.encoder.attention_heads=2"]
+TINY_WAVLM += [
+    "model.encoder.feedforward_channels=32",
+    "model.encoder.extractor_channels=[8,8,8,8,8,8,8]",
+    "augment=none",
+]
+
+
+def test_pretrained_weights_are_read_once_and_named_where_missing(
+    run: Run, make_corpus: Corpus, tmp_path: Path
+) -> None:
+    """A run starts from a file of weights; what it leaves is complete without that file."""
+    manifest, folder, weights = make_corpus(), tmp_path / "run", tmp_path / "weights ü.pt"
+    common = [*TINY_WAVLM, f"data.manifest='{manifest}'", f"run_dir='{folder}'"]
+    common += [f"model.encoder.pretrained='{weights}'"]
+    done = run("train", *common)
+    assert done.code == 2
+    assert "model.encoder.pretrained" in done.err
+    assert str(weights) in done.err
+    assert not folder.exists()
+
+    arguments = [item for item in common if item.startswith("model")]
+    network = build.model(compose_config([*arguments, "data=manifest", "data.manifest=x"]).model).encoder.network
+    torch.save(network.state_dict(), weights)
+    done = run("train", *common)
+    assert done.code == 0, done.err
+    trained, _, _ = build.trained_model(folder)
+    for key, tensor in trained.encoder.network.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[key]), key  # frozen: as in the file
+    assert (trained.encoder.layer_weights != 0).any()
+
+    weights.unlink()
+    names = [line.split(",")[0] for line in manifest.read_text().splitlines()[1:3]]
+    (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[1]}\n0 {names[1]} {names[0]}\n")
+    done = run("evaluate", f"model={folder}", f"trials={tmp_path / 'trials.txt'}", f"data.root={manifest.parent}")
+    assert done.code == 0, done.err

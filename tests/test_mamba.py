@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spkexp.models.mamba import BiMamba, Mamba, Mamba2
 from spkexp.models.mamba_encoder import MambaEncoder
+from spkexp.step import TrainStep
 from tests.model_tools import count, relative_error, speaker_model
 
 BACKENDS = ["torch", "fused"]
@@ -225,3 +226,15 @@ def test_number_of_parameters() -> None:
 def test_sizes_that_do_not_divide_are_named() -> None:
     with pytest.raises(ValueError, match=r"expand \* d_model = 96 must be a multiple of headdim=64"):
         Mamba2(48, 16, 4, 2, 64, 1, "torch")
+
+
+def test_weight_decay_spares_what_is_marked() -> None:
+    model = speaker_model("mamba", d_model=32)
+    head = nn.Linear(model.embedding_size, 2)
+    groups = TrainStep(model, head, None, None).parameter_groups()  # type: ignore[arg-type]
+    spared = {id(parameter) for parameter in groups[1]["params"]}
+    names = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if id(parameter) in spared}
+    assert names == {"A_log", "D"}
+    assert groups[1]["weight_decay"] == 0.0
+    counted = len(groups[0]["params"]) + len(groups[1]["params"])
+    assert counted == len(list(model.parameters())) + len(list(head.parameters()))
