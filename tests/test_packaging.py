@@ -100,6 +100,7 @@ def test_wheel_holds_the_package_and_all_of_conf(unpacked: Path) -> None:
     assert "config.yaml" in files(unpacked / "spkexp/conf", ".yaml")
     assert files(unpacked / "spkexp/conf", ".yaml") == files(ROOT / "conf", ".yaml")
     assert files(unpacked / "spkexp", ".py") == files(ROOT / "spkexp", ".py")
+    assert files(unpacked / "spkexp", ".c") == {"ops/scan_kernel.c"}  # compiled where it is used
     top = {path.name for path in unpacked.iterdir()}
     assert top == {"spkexp", f"spkexp-{PROJECT['version']}.dist-info"}
     entry_points = (unpacked / f"spkexp-{PROJECT['version']}.dist-info" / "entry_points.txt").read_text()
