@@ -37,7 +37,7 @@ OURS = {
     "ecapa, speechbrain's": SPEECHBRAIN,
     "resnet34": ["model=resnet34"],
     "campplus": ["model=campplus"],
-    "redimnet_b2": ["model=redimnet_b2"],
+    "redimnet_b2": ["model=redimnet_b2", "model.encoder.strides=[1,2,1,2,1,2]"],  # as WeSpeaker has it
 }
 # name of the case: module and class of WeSpeaker, its arguments
 WESPEAKER: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -77,6 +77,9 @@ def speechbrain(case: str) -> tuple[nn.Module, Callable[[Tensor], Tensor], int]:
     return model, lambda features: model(features.mT), 80
 
 
+# Parameters that ours has more than theirs: affine batch normalisation and a bias at the end of CAM++; four weights for
+# each of 1152 channels in ReDimNet's sums, less a scalar of theirs.
+SPARE = {"campplus": 1_536, "redimnet_b2": 4_607}
 SIDES = {"ours": ours, "wespeaker": wespeaker, "speechbrain": speechbrain}
 
 
@@ -99,6 +102,15 @@ def measure(side: str, case: str, precision: str) -> float:
     return BATCH / median(seconds[WARM_UP:])
 
 
+def check_sizes(keys: list[tuple[str, str, str]]) -> None:
+    """The networks of a case are the same, or this compares nothing."""
+    for side, case, precision in keys:
+        if side != "ours" and precision == "fp32":
+            sizes = [sum(p.numel() for p in SIDES[name](case)[0].parameters()) for name in ("ours", side)]
+            if sizes[0] - sizes[1] != SPARE.get(case, 0):
+                raise SystemExit(f"{case}: ours has {sizes[0]} parameters, {side}'s {sizes[1]}")
+
+
 def cases() -> list[tuple[str, str, str]]:
     """(side, case, precision) of all that can be measured here."""
     found = [("ours", case, precision) for case in OURS for precision in ("fp32", "bf16")]
@@ -118,6 +130,7 @@ def main() -> None:
         print(json.dumps(measure(*given.measure)))
         return
     rates: dict[tuple[str, str, str], list[float]] = {key: [] for key in cases()}
+    check_sizes(list(rates))
     for number in range(given.rounds):
         for key, values in rates.items():
             command = [sys.executable, __file__, "--measure", *key]
