@@ -13,6 +13,7 @@ ssd            Mamba-2 with 64 states, against `torch` with 64 states
 Errors are the largest difference from float64 as a share of the largest value, with steps up to --largest-step.
 """
 
+import math
 import time
 from collections.abc import Callable
 from statistics import median
@@ -105,11 +106,14 @@ def extra_gib(function: Callable[..., Tensor], tensors: list[Tensor]) -> float:
     return (trace.peak(start)[0] - sum(x.nbytes for x in results)) / 2**30
 
 
-def errors(function: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, float]:
+def errors(function: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, float | None]:
+    """None where there are results that are no numbers."""
     exact = train(naive, [x.double() for x in tensors])
     got = train(function, tensors)
     found = [float((g - e).abs().max() / e.abs().max()) for g, e in zip(got, exact, strict=True)]
-    return {"forward": found[0], "gradients": max(found[1:]) if all(f == f for f in found) else float("nan")}
+    if not all(math.isfinite(value) for value in found):
+        return {"forward": None, "gradients": None}
+    return {"forward": found[0], "gradients": max(found[1:])}
 
 
 def main() -> None:

@@ -64,6 +64,8 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     cfg = checkpoint.load_config(folder)
     for target in _targets(cfg.model):
         _require_trusted(target, trust, folder / checkpoint.CONFIG)
+    if "backend" in cfg.model.encoder:  # a choice for the machine that trained; the weights fit all
+        cfg.model.encoder.backend = "auto"
     speaker_model = model(cfg.model)
     tensors, _ = checkpoint.load_tensors(folder)
     checkpoint.load_into(speaker_model, tensors, folder, "model")

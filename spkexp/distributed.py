@@ -100,20 +100,20 @@ def mean(values: Sequence[float]) -> list[float]:
 def main_first(work: Callable[[], T]) -> T:
     """`work()` of every process, the main one's before the others': what it leaves on disk, they find.
 
-    A UserError of the main process is raised in all of them.
+    Where it fails in the main process, all of them end: with the same UserError, or saying who knows more.
     """
     if world_size() == 1:
         return work()
-    error: UserError | None = None
+    error: Exception | None = None
     result: list[T] = []
     if is_main():
         try:
             result.append(work())
-        except UserError as mistake:
+        except Exception as mistake:
             error = mistake
-    error = broadcast(error)
-    if error is not None:
-        raise error
+    failure = broadcast(error if isinstance(error, UserError | None) else RuntimeError(f"the main process: {error!r}"))
+    if failure is not None:
+        raise error or failure
     return result[0] if is_main() else work()
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from spkexp import build, checkpoint, distributed, run_folder
 from spkexp.cli import set_up_logging
 from spkexp.data.dataset import Batch, Crops, Parts, loader
-from spkexp.data.load import Data, EvaluationSet
+from spkexp.data.load import EvaluationSet, steps_per_epoch
 from spkexp.errors import ConfigError, UserError
 from spkexp.meter import BadFiles, Meter
 from spkexp.report.plots import det_plot
@@ -50,11 +50,12 @@ class Experiment:
     def _build(self, resumed: bool) -> None:
         self.data = build.data(self.cfg)
         self.labels = self.data.train.label_names
-        self.steps_per_epoch = _steps_per_epoch(self.data, self.settings.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.data.train, self.settings.batch_size)
         last = self.settings.epochs * self.steps_per_epoch
         self.total_steps = min(last, self.settings.max_steps or last)
-        self.train_step = self._build_step()
-        self.trainer = self._build_trainer(resumed)
+        found = checkpoint.repaired(self.folder / "checkpoints" / "last") if resumed else None
+        self.train_step = self._build_step(pretrained=found is None)
+        self.trainer = self._build_trainer(resumed, found)
         if resumed and distributed.is_main():  # the next resume goes by what changed in this one
             run_folder.update_config(self.cfg, self.folder)
 
@@ -93,7 +94,8 @@ class Experiment:
         if mistakes:
             raise ConfigError(mistakes)
 
-    def _build_step(self) -> TrainStep:
+    def _build_step(self, pretrained: bool) -> TrainStep:
+        """Model and head with their initial weights, of which the published ones are read only if `pretrained`."""
         cfg = self.cfg
         torch.manual_seed(cfg.seed)
         model = build.model(cfg.model)
@@ -101,7 +103,7 @@ class Experiment:
             folder = checkpoint.find(cfg.init_from)
             checkpoint.load_into(model, checkpoint.load_tensors(folder)[0], folder, "model")
             log.info("encoder from %s", folder)
-        else:
+        elif pretrained:
             distributed.main_first(model.load_pretrained)  # one process downloads
         head = build.head(cfg, self.data.train, model.embedding_size, self.steps_per_epoch)
         waveform, features = (cfg.augment[key] for key in ("waveform", "features"))
@@ -112,7 +114,7 @@ class Experiment:
             build.build(features, "augment.features", seed=cfg.seed) if features else None,
         ).to(self.device)
 
-    def _build_trainer(self, resumed: bool) -> Trainer:
+    def _build_trainer(self, resumed: bool, found: Path | None) -> Trainer:
         cfg, train = self.cfg, self.data.train
         optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=self.train_step.parameter_groups())
         schedule = build.build(
@@ -121,7 +123,6 @@ class Experiment:
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
         )
-        found = checkpoint.repaired(self.folder / "checkpoints" / "last") if resumed else None
         step = checkpoint.load_state(found)["step"] if found else None
         tracking = Tracking.model_validate(OmegaConf.to_container(cfg.tracking))
         trainer = Trainer(
@@ -202,9 +203,7 @@ class Experiment:
         checkpoint.load_into(self.train_step.head, checkpoint.load_tensors(best)[1], best, "head")
         scored = {name: self._score(evaluation) for name, evaluation in self.data.evaluation.items()}
         classified = {name: self._closed_set(result) for name, result in scored.items()}
-        # The initial weights are a function of the seed: they are made again, so that training starts without a delay.
-        self.train_step = self._build_step()
-        untrained = {name: self._evaluate(evaluation) for name, evaluation in self.data.evaluation.items()}
+        untrained = self._untrained()
         results = {
             "model": cfg.names.model,
             "data": cfg.names.data,
@@ -224,13 +223,25 @@ class Experiment:
             results["trials"][name] = {
                 **summarise(result, self.scoring, interval=True),
                 **classified[name],
-                "untrained": untrained[name],
+                **({"untrained": untrained[name]} if untrained else {}),
             }
             if self.scoring.save_scores and result.trials is not None:
                 write_scores(self.folder / "scores" / f"{name}.txt", result)
         det_plot(self.folder / "plots" / "det.png", scored)
         run_folder.write_json(self.folder / "results.json", results)
         return results
+
+    def _untrained(self) -> dict[str, Any]:
+        """What the initial weights score on every trial list; nothing where they cannot be had any more.
+
+        They are a function of the seed and made again here, so that training starts without a delay.
+        """
+        try:
+            self.train_step = self._build_step(pretrained=True)
+        except UserError as error:
+            log.warning("the untrained encoder is not scored: %s", error)
+            return {}
+        return {name: self._evaluate(evaluation) for name, evaluation in self.data.evaluation.items()}
 
     def _announce(self) -> None:
         size = sum(p.numel() for p in self.train_step.model.parameters())
@@ -281,12 +292,3 @@ def _open_folder(cfg: DictConfig, resumed: bool) -> Path:
         run_folder.record_environment(folder)
         log.info("run folder: %s", folder)
     return folder
-
-
-def _steps_per_epoch(data: Data, batch_size: int) -> int:
-    if len(data.train) < batch_size:
-        raise UserError(
-            f"trainer.batch_size: {batch_size} is more than the {len(data.train)} training utterances; "
-            f"choose at most {len(data.train)}"
-        )
-    return len(data.train) // batch_size

@@ -112,10 +112,6 @@ class LogMel(nn.Module):
             features (B, M, T) float32, exactly zero behind each utterance's last frame, and frame_lengths (B,),
             on the device of `lengths`.
         """
-        with torch.autocast(waveform.device.type, enabled=False):
-            return self._features(waveform.float(), lengths)
-
-    def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frame_lengths = self.num_frames(lengths)
         known = lengths.device.type == "cpu" and not torch.compiler.is_exporting()
         if not known or int(lengths.min()) < self.frame_length:
@@ -264,15 +260,12 @@ class Waveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveform (B, samples) and lengths (B,), in samples, -> (B, 1, samples), zero behind each length; lengths."""
-        with torch.autocast(waveform.device.type, enabled=False):
-            x = waveform.float()
-            position = torch.arange(x.shape[1], device=x.device)
-            padding = position >= lengths.to(x.device)[:, None]
-            x = x.masked_fill(padding, 0.0)
-            if self.normalise != "none":
-                count = lengths.to(x.device)[:, None]
-                x = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padding, 0.0)
-                if self.normalise == "mean_variance":
-                    deviation = (x.square().sum(dim=1, keepdim=True) / count).sqrt()
-                    x = x / deviation.clamp(min=_SILENCE)
-            return x.unsqueeze(1), lengths
+        count = lengths.to(waveform.device)[:, None]
+        padding = torch.arange(waveform.shape[1], device=waveform.device) >= count
+        x = waveform.masked_fill(padding, 0.0)
+        if self.normalise != "none":
+            x = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padding, 0.0)
+            if self.normalise == "mean_variance":
+                deviation = (x.square().sum(dim=1, keepdim=True) / count).sqrt()
+                x = x / deviation.clamp(min=_SILENCE)
+        return x.unsqueeze(1), lengths

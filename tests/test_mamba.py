@@ -1,16 +1,22 @@
 """The Mamba layers against a slow float64 reading of the papers; backends, directions, official names and shapes."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spkexp import build, checkpoint
+from spkexp.cost.macs import count_macs
+from spkexp.cost.workload import Workload
 from spkexp.models.mamba import BiMamba, Mamba, Mamba2
 from spkexp.models.mamba_encoder import MambaEncoder
 from spkexp.step import TrainStep
+from tests.conftest import Corpus
 from tests.model_tools import count, relative_error, speaker_model
+from tests.test_train import run
 
 BACKENDS = ["torch", "fused"]
 
@@ -201,7 +207,7 @@ def test_official_initialisation() -> None:
     assert float(decay.max()) <= 16
     shallow, deep = (MambaEncoder(8, n, 64, 4, 4, 2, 1, "rms_norm", 0.0, "torch") for n in (1, 16))
     ratio = shallow.layers[0].out_proj.weight.std() / deep.layers[0].out_proj.weight.std()
-    assert abs(float(ratio) - 4) < 0.2
+    assert abs(ratio.item() - 4) < 0.2
 
 
 def test_number_of_parameters() -> None:
@@ -221,6 +227,25 @@ def test_number_of_parameters() -> None:
         ("mamba2", mamba2),
     ):
         assert count(speaker_model(name).encoder) == ends + 3 * (layer + d), name
+    c, rank = 512, 32  # mamba_ecapa: the blocks of ECAPA around a bidirectional Mamba with as many channels inside
+    both = 3 * c * c + 2 * (c * 5 + c * (rank + 32) + (rank + 1) * c + c * 16 + c)
+    block = 2 * (c * c + 3 * c) + both + 2 * c * 128 + c + 128
+    assert count(speaker_model("mamba_ecapa").encoder) == 80 * c * 5 + 3 * c + 3 * block + 3 * c * 1536 + 1536
+
+
+def test_multiply_accumulates() -> None:
+    """Of 100 frames by hand: matrix products, 4 taps a channel, and 3 a state for the scan."""
+    d, inner, n, frames = 512, 1024, 32, 100
+    layer = d * 2 * inner + 4 * inner + inner * (32 + 2 * n) + 32 * inner + 3 * inner * n + inner * d
+    ends = 80 * d + d * 128 + 128 * d  # the front end, the attention of the pooling
+    once = 2 * d * 128 + 2 * d * 192  # its view of the utterance, the embedding
+    seconds = (25 + 10 * (frames - 1)) / 1000
+    model = speaker_model("mamba", backend="torch")
+    # The convolution's zeros before the first frame are multiplied too.
+    padding = 3 * 3 * 4 * inner
+    counted = count_macs(Workload(model, seconds, "fp32"))
+    assert counted.declared == {"selective_scan": 3 * 3 * inner * n * frames}
+    assert 0 <= counted.model - (frames * (3 * layer + ends) + once) <= padding
 
 
 def test_sizes_that_do_not_divide_are_named() -> None:
@@ -238,3 +263,23 @@ def test_weight_decay_spares_what_is_marked() -> None:
     assert groups[1]["weight_decay"] == 0.0
     counted = len(groups[0]["params"]) + len(groups[1]["params"])
     assert counted == len(list(model.parameters())) + len(list(head.parameters()))
+
+
+def test_a_run_resumes_and_its_model_does_not_ask_for_the_kernel_it_was_trained_with(
+    make_corpus: Corpus, tmp_path: Path
+) -> None:
+    """Two groups of parameters in the optimizer; backend=fused in the run's config, torch where it is loaded."""
+    settings = ["data=manifest", f"data.manifest='{make_corpus()}'", "model=mamba", "augment=none"]
+    settings += ["model.encoder.d_model=32", "model.encoder.num_layers=1", "model.encoder.backend=fused"]
+    settings += ["trainer.batch_size=8", "data.crop_seconds=0.4", "scoring.bootstrap=20"]
+    settings += ["trainer/schedule=constant"]
+    for folder, steps in (("whole", 4), ("parts", 2)):
+        done = run("train", *settings, f"trainer.max_steps={steps}", f"run_dir='{tmp_path / folder}'")
+        assert done.returncode == 0, done.stderr
+    done = run("train", f"resume={tmp_path / 'parts'}", "trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    whole, parts = (checkpoint.load_tensors(tmp_path / f / "checkpoints/last")[0] for f in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    model, _, _ = build.trained_model(tmp_path / "whole")
+    assert model.encoder.layers[0].backend == "auto"

@@ -145,3 +145,13 @@ def describe(tables: Mapping[str, pl.DataFrame], label: str) -> str:
             hours = table["duration"].sum() / 3600
             parts.append(f"{name} {len(table):,} utterances of {table[label].n_unique():,} {label}s ({hours:.2f} h)")
     return "; ".join(parts)
+
+
+def steps_per_epoch(train: Utterances, batch_size: int) -> int:
+    """Whole batches of `train`. Raises UserError where there is not one."""
+    if len(train) < batch_size:
+        raise UserError(
+            f"trainer.batch_size: {batch_size} is more than the {len(train)} training utterances; "
+            f"choose at most {len(train)}"
+        )
+    return len(train) // batch_size

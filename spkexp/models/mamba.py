@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spkexp.models.layers import frame_mask
+from spkexp.models.pooling import at_least_float32
 from spkexp.ops.backend import Backend
 from spkexp.ops.causal_conv import causal_conv
 from spkexp.ops.selective_scan import selective_scan
@@ -65,7 +66,7 @@ class SelectiveSSM(nn.Module):
         y = selective_scan(
             u.mT,
             F.linear(dt, self.dt_proj.weight).mT,
-            -self.A_log.float().exp(),
+            -at_least_float32(self.A_log).exp(),
             b.mT,
             c.mT,
             self.D,
@@ -178,7 +179,7 @@ class Mamba2(nn.Module):
         y = ssd(
             x.unflatten(2, (-1, self.headdim)),
             dt,
-            -self.A_log.float().exp(),
+            -at_least_float32(self.A_log).exp(),
             b.unflatten(2, (self.ngroups, -1)),
             c.unflatten(2, (self.ngroups, -1)),
             self.D,

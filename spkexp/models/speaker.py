@@ -48,11 +48,12 @@ class SpeakerModel(nn.Module):
         return self.embed(*self.extract_features(waveform, lengths))
 
     def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C, T) and frame lengths (B,) on the device of `lengths`."""
+        """Features (B, C, T), in float32 even under autocast, and frame lengths (B,) on the device of `lengths`."""
         if lengths.is_floating_point():
             raise TypeError(f"lengths are {lengths.dtype}; give the number of samples of each utterance as int64")
         check_lengths(lengths, waveform.shape[1], "samples")
-        return self.features(waveform, lengths)
+        with torch.autocast(waveform.device.type, enabled=False):
+            return self.features(waveform.float(), lengths)
 
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """features (B, C, T) and lengths (B,), in frames, -> embeddings (B, embedding_size)."""

@@ -9,11 +9,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
+from spkexp.ops import torch_scan
 from spkexp.ops.backend import Unavailable
 
 _SOURCE = Path(__file__).with_name("scan_kernel.c")
 _FLAGS = ("-O3", "-fPIC", "-shared")
 
 
+# States of a channel up to which the kernel's work space fits the stack of any thread; mamba-ssm has 256 at most.
+_MAX_STATES = 128
+
+
 def load() -> Callable[..., Tensor]:
     """The scan of `torch_scan.scan`'s arguments, in float32. Raises Unavailable without a C compiler."""
-    library = ctypes.CDLL(str(_build()))
+    library = _library()
     pointers, sizes = ctypes.c_void_p, ctypes.c_long
     library.scan_forward.argtypes = [pointers] * 7 + [sizes] * 4
     library.scan_backward.argtypes = [pointers] * 13 + [sizes] * 4
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        if A.shape[1] > _MAX_STATES:
+            return torch_scan.scan(u, delta, A, B, C)
         groups = max(B.shape[1], C.shape[1])
         width = u.shape[1] // groups
         missing = -width % library.lanes()
@@ -73,6 +83,7 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, states = ctx.saved_tensors
         (b, l, d), n = u.shape, A.shape[0]
@@ -113,50 +124,57 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="spkexp-scan")
 
 
-def _build() -> Path:
-    """The compiled library, from the cache if it is there. Several processes may build it at once."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    compiler = next((found for name in names if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise Unavailable(f"no C compiler was found ({', '.join(names)}); install gcc or clang, or set CC")
-    source = _SOURCE.read_text(encoding="utf-8")
+# A process that is forked inherits the pool without its threads.
+os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _library() -> ctypes.CDLL:
+    """The compiled kernel, from the cache if it is there. Several processes may build it at once."""
+    words = shlex.split(os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), ""))
+    if not words or shutil.which(words[0]) is None:
+        looked_for = words[0] if words else "cc, gcc, clang"
+        raise Unavailable(f"no C compiler was found ({looked_for}); install gcc or clang, or set CC")
     # -march=native makes code for this very kind of CPU, and a home folder may be shared by several.
-    identity = (source, compiler, *_FLAGS, platform.machine(), _cpu_features())
+    identity = (_SOURCE.read_text(encoding="utf-8"), words, *_FLAGS, platform.machine(), _cpu_features())
     name = f"scan-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
-    for folder in (_cache_folder(), None):
-        try:
-            if folder is None:  # no place of our own to write to: for this process alone
-                folder = Path(tempfile.mkdtemp(prefix="spkexp-"))
-                atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            library = folder / name
-            if not library.is_file():
-                _compile(compiler, library)
-            return library
-        except OSError as error:
-            problem = error
-    raise Unavailable(
-        f"the compiled kernel can be written nowhere ({problem}); set XDG_CACHE_HOME to a writable folder"
-    )
+    problem: Exception | None = None
+    for folder in _folders():
+        library = folder / name
+        for _ in range(2):  # what is there may be broken: then it is built anew
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not library.is_file():
+                    _compile(words, library)
+                return ctypes.CDLL(str(library))
+            except OSError as error:
+                problem = error
+                with suppress(OSError):
+                    library.unlink()
+    raise Unavailable(f"the compiled kernel can be kept nowhere ({problem}); set XDG_CACHE_HOME to a writable folder")
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _folders() -> Iterator[Path]:
+    """Where the library may lie: the user's cache; else, for this process alone, a temporary folder."""
+    with suppress(RuntimeError):  # a user without a home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spkexp"
+    folder = Path(tempfile.mkdtemp(prefix="spkexp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    yield folder
+
+
+def _compile(compiler: list[str], library: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(descriptor)
     try:
         for tuning in (["-march=native"], ["-mcpu=native"], []):  # not every compiler knows each
-            command = [compiler, *_FLAGS, *tuning, "-o", temporary, str(_SOURCE)]
+            command = [*compiler, *_FLAGS, *tuning, "-o", temporary, str(_SOURCE)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode == 0:
                 os.replace(temporary, library)
                 return
-        raise Unavailable(f"{compiler} could not compile {_SOURCE.name}: {result.stderr.strip()[:500]}")
+        raise Unavailable(f"{compiler[0]} could not compile {_SOURCE.name}: {result.stderr.strip()[:500]}")
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spkexp"
 
 
 def _cpu_features() -> str:

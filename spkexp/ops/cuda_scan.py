@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spkexp.ops.backend import Unavailable
 
@@ -64,6 +65,7 @@ class _Scan(torch.autograd.Function):
         return gated[0] if z is not None else out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         import selective_scan_cuda
 

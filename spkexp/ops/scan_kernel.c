@@ -24,7 +24,7 @@ static inline vec choose(ivec condition, vec yes, vec no) {
 }
 
 /* exp(x) = 2^n exp(r), |r| <= ln(2) / 2, by Cephes' polynomial: within two units in the last place. It is 1e-38 for anything
-   below -87, infinite above 88.7, and NaN for NaN. */
+   below -87, infinite above 88.3, and NaN for NaN. */
 static inline vec exponential(vec x) {
     const vec low = (vec){0} - 87.0f, high = (vec){0} + 88.8f;
     x = choose(x < low, low, x);

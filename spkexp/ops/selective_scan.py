@@ -77,6 +77,8 @@ def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: 
     for name, x in (("B", B), ("C", C)):
         groups = x.shape[1]
         expected[name] = (x, (b, groups, n, l))
+        if groups not in (1, max(B.shape[1], C.shape[1])):
+            raise ValueError(f"selective_scan: B has {B.shape[1]} and C {C.shape[1]} groups; give both as many, or one")
         if d % groups:
             raise ValueError(f"selective_scan: {name} has {groups} groups, which do not divide {d} channels")
     if z is not None:

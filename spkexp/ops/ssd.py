@@ -83,9 +83,9 @@ def ssd(
         UserError: "fused" where no kernel can be had; the message says why.
     """
     _check_shapes(x, dt, A, B, C)
-    if backend == "auto" and x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32":
-        backend = "torch"
-    kernel = _fused.choose(backend, x)
+    exact = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    rather_torch = "the kernel would multiply float32 as TF32" if x.device.type == "cuda" and exact else ""
+    kernel = _fused.choose(backend, x, rather_torch)
     (b, l, h, p), n = x.shape, B.shape[3]
     with torch.autocast(x.device.type, enabled=False), declared("ssd", scan_macs(b, h * p, l, n)):
         if kernel is not None:
