@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import check_layers, frame_mean, norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import as_image, check_layers, frame_mean, norm_frames, strided_lengths, zero_padding
 from spkexp.types import PositiveInt
 
 
@@ -201,11 +201,9 @@ class ConvolutionFront(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels, stride) for stride in (2, 1, 2, 1))
         self.last = Convolution2d(channels, channels, 3, stride=2)
         self.out_channels = channels * -(-num_frequencies // 8)
-        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        x = F.relu_(self.first(features.unsqueeze(1), lengths))
+        x = F.relu_(self.first(as_image(features, self.first.conv.out_channels), lengths))
         for block in self.blocks:
             x = block(x, lengths)
         return F.relu_(self.last(x, lengths)).flatten(1, 2)

@@ -4,13 +4,13 @@ Shapes: B utterances, C channels, F frequencies (mel bins at first), T frames. L
 a stride makes other ones: what may have a stride returns the lengths of its output along with it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import as_image, norm_frames, strided_lengths, zero_padding
 from spkexp.types import PositiveInt
 
 # (in_channels, width, out_channels, stride) -> a block; its forward is (x, lengths) -> (x, lengths).
@@ -97,12 +97,11 @@ class ResidualEncoder(nn.Module):
             self.stages.append(Stage([make(before, width, after, stride), *rest]))
             before, frequencies = after, (frequencies + stride - 1) // stride
         self.out_channels = before * frequencies
-        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.narrowest = math.gcd(*(conv.out_channels for conv in self.modules() if isinstance(conv, nn.Conv2d)))
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T'), lengths."""
-        x, lengths = self.first(features.unsqueeze(1), lengths)
+        x, lengths = self.first(as_image(features, self.narrowest), lengths)
         x = F.relu_(x)  # in place, here and in the blocks: batch normalisation does not need its output
         for stage in self.stages:
             x, lengths = stage(x, lengths)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spkexp.models.layers import check_layers, zero_padding
+from spkexp.models.layers import as_image, check_layers, innermost_channels, zero_padding
 from spkexp.models.redimnet_blocks import ChannelNorm, ConvNeXtBlock, FrequencyGate, ResidualBlock, Squeeze, TimeBlock
 from spkexp.types import PositiveInt
 
@@ -131,12 +131,10 @@ class ReDimNet(nn.Module):
             self.stages.append(Stage(inputs, frequencies, channels, stride, width, blocks, time))
             channels, frequencies = channels * stride, frequencies // stride
         self.outputs = WeightedSum(len(strides) + 1, self.out_channels)
-        # Channels innermost: what the convolutions of a CPU and of tensor cores work on without reordering.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""
-        signals = [to_1d(self.stem_norm(self.stem(zero_padding(features, lengths).unsqueeze(1))))]
+        signals = [to_1d(self.stem_norm(self.stem(as_image(zero_padding(features, lengths), self.stem.out_channels))))]
         for stage in self.stages:
             signals.append(stage(signals, lengths))
         return self.outputs(signals), lengths
@@ -174,7 +172,10 @@ class Stage(nn.Module):
 
     def forward(self, signals: list[Tensor], lengths: Tensor | None) -> Tensor:
         x = signals[0] if self.inputs is None else self.inputs(signals)
-        x = self.pool(to_2d(x, self.num_frequencies))
+        x = to_2d(x, self.num_frequencies)
+        if innermost_channels(self.pool.in_channels):
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.pool(x)
         for block in self.blocks:
             x = block(x, lengths)
         x = to_1d(x)
