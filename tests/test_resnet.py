@@ -13,7 +13,7 @@ from spkexp.models.layers2d import ConvNorm, ResidualEncoder
 from spkexp.models.pooling import StatisticsPooling
 from spkexp.models.res2net import Res2Block, Res2Net
 from spkexp.models.resnet import BasicBlock, Bottleneck, ResNet
-from tests.model_tools import count, model_config, randomise_norms, relative_error
+from tests.model_tools import count, model_config, randomise_norms, relative_error, speaker_model
 
 SMALL = {
     "basic": lambda: ResNet(20, 8, "basic", [1, 2, 1, 1]),
@@ -236,3 +236,18 @@ def test_channels_last_from_end_to_end(name: str) -> None:
 def test_impossible_sizes(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("channels", [4, 12, 16])
+def test_the_layout_in_memory_is_one_that_torch_trains_in(channels: int) -> None:
+    """torch 2.11 crashes, or worse, in the backward pass of narrow convolutions with their channels innermost."""
+    encoder = speaker_model("resnet18", channels=channels).encoder.train()
+    layouts = []
+    encoder.stages[0].register_forward_hook(
+        lambda module, args, output: layouts.append(output[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    for _ in range(3):
+        hidden, _ = encoder(torch.randn(4, 80, 78), None)
+        hidden.square().mean().backward()
+    assert layouts == [channels == 16] * 3
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
