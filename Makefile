@@ -12,7 +12,7 @@ train: $(VENV)/.ready
 	$(RUN) -m spkexp.train $(ARGS)
 
 test: $(VENV)/.ready-dev
-	$(TEST) -n auto $(ARGS)
+	$(TEST) -n auto --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.ready-dev
 	$(TEST) -n 2 -m slow $(ARGS)
