@@ -75,7 +75,10 @@ class Workload:
                     tensors, waveform = self.on_paper(2)
                     self.run(waveform, training, tensors)
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            log.info("counting runs the model, which cannot be traced without: %s", str(error).splitlines()[0])
+            log.info(
+                "counting runs the model, which cannot be traced without: %s",
+                (str(error) or type(error).__name__).splitlines()[0],
+            )
             return False
         return True
 

@@ -63,27 +63,7 @@ class ResidualStack(nn.Module):
 class MambaEncoder(ResidualStack):
     """Mamba layers, each frame hearing the past alone; see ResidualStack and Mamba for the arguments."""
 
-    def __init__(
-        self,
-        in_channels: PositiveInt,
-        num_layers: PositiveInt,
-        d_model: PositiveInt,
-        d_state: PositiveInt,
-        d_conv: PositiveInt,
-        expand: PositiveInt,
-        subsampling: Literal[1, 2, 4],
-        norm: Norm,
-        dropout: Fraction,
-        backend: Backend,
-    ) -> None:
-        def layer() -> nn.Module:
-            return Mamba(d_model, d_state, d_conv, expand, backend)
-
-        super().__init__(in_channels, d_model, num_layers, layer, subsampling, norm, dropout)
-
-
-class BiMambaEncoder(ResidualStack):
-    """Bidirectional Mamba layers; see ResidualStack and BiMamba for the arguments."""
+    layer: type[nn.Module] = Mamba
 
     def __init__(
         self,
@@ -98,10 +78,16 @@ class BiMambaEncoder(ResidualStack):
         dropout: Fraction,
         backend: Backend,
     ) -> None:
-        def layer() -> nn.Module:
-            return BiMamba(d_model, d_state, d_conv, expand, backend)
+        def make() -> nn.Module:
+            return self.layer(d_model, d_state, d_conv, expand, backend)
 
-        super().__init__(in_channels, d_model, num_layers, layer, subsampling, norm, dropout)
+        super().__init__(in_channels, d_model, num_layers, make, subsampling, norm, dropout)
+
+
+class BiMambaEncoder(MambaEncoder):
+    """Bidirectional Mamba layers; see MambaEncoder for the arguments."""
+
+    layer = BiMamba
 
 
 class Mamba2Encoder(ResidualStack):
