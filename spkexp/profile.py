@@ -1,20 +1,14 @@
 """`python -m spkexp.profile`: what a model costs: parameters, MACs, memory and speed, before it is trained."""
 
-import itertools
-import re
-import sys
-from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from spkexp.allocator import keep_freed_memory
-from spkexp.arguments import parse
-from spkexp.cli import check_all, compose_config, errors_to_exit_codes, set_up_logging
+from spkexp.cli import compose_config, errors_to_exit_codes, set_up_logging
 from spkexp.errors import ConfigError
+from spkexp.overrides import parse_with_overrides
 from spkexp.sections import Text
 from spkexp.types import NonNegativeInt, Positive, PositiveInt
 
@@ -75,12 +69,7 @@ class Arguments(BaseModel):
 def main() -> None:
     """Measure each model that the command line names and print one table of all."""
     with errors_to_exit_codes():
-        try:
-            arguments = parse(Arguments, HELP, positional="overrides")
-        except ConfigError as error:
-            _jobs(_overrides(), error.mistakes)
-            raise
-        jobs = _jobs(arguments.overrides)
+        arguments, jobs = parse_with_overrides(Arguments, HELP, "profile", ("model",), sweep=True)
         # torch is imported once everything that can be wrong has been looked at.
         import torch
 
@@ -110,60 +99,6 @@ def main() -> None:
         threads = torch.get_num_threads()
         machine = torch.cuda.get_device_name() if use_cuda else f"CPU, {threads} thread{'s' * (threads != 1)}"
         print(cost_report(costs, request, machine))
-
-
-def _overrides() -> list[str]:
-    """The arguments that are not profile's own."""
-    return [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in Arguments.model_fields]
-
-
-def _jobs(arguments: list[str], known_mistakes: Sequence[str] = ()) -> list[list[str]]:
-    """The overrides of each model. Raises ConfigError that lists all mistakes, the known ones first."""
-    multirun = bool({"-m", "--multirun"} & set(arguments))
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-    about_models = [argument for argument in overrides if _is_about_the_model(argument)]
-    mistakes = [*known_mistakes]
-    mistakes += [_no_such_argument(argument) for argument in overrides if argument not in about_models]
-    mistakes += [mistake for argument in about_models if (mistake := _not_a_list(argument))]
-    try:
-        check_all([argument for argument in about_models if not _not_a_list(argument)], multirun)
-    except ConfigError as error:
-        mistakes += error.mistakes
-    if mistakes:
-        raise ConfigError(mistakes)
-    choices = []
-    for override in OverridesParser.create().parse_overrides(about_models):
-        line = str(override.input_line)
-        key = line.partition("=")[0]
-        values = override.sweep_string_iterator() if override.is_sweep_override() else ()
-        choices.append([f"{key}={value}" for value in values] or [line])
-    return [list(job) for job in itertools.product(*choices)]
-
-
-def _is_about_the_model(argument: str) -> bool:
-    key = argument.partition("=")[0].lstrip("+~")
-    return key == "model" or key.startswith(("model.", "model/"))
-
-
-def _not_a_list(argument: str) -> str | None:
-    """What is wrong with a sweep that only a sweeper can draw from, or that depends on the files that there are."""
-    key, _, value = argument.partition("=")
-    if not re.match(r"(glob|interval)\(", value):
-        return None
-    what = "names" if key == "model" else "values"
-    return f"{key}: profile takes {what} separated by commas, not '{value}'"
-
-
-def _no_such_argument(argument: str) -> str:
-    key, equals, _ = argument.partition("=")
-    if argument.startswith("-"):
-        return f"{argument}: no such option; there are -m and --help"
-    if not equals:
-        return f"{argument}: expected KEY=VALUE"
-    own = [name for name in Arguments.model_fields if name != "overrides"]
-    close = get_close_matches(key, ["model", *own], n=1)
-    remedy = f"did you mean '{close[0]}'?" if close else f"it takes model, model.KEY, {', '.join(own)}"
-    return f"{key}: profile takes no '{key}'; {remedy}"
 
 
 def _label(name: str, overrides: list[str]) -> str:
