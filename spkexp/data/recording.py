@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spkexp.augment.rooms import reverberation
 from spkexp.data.synthetic import SAMPLE_RATE, Array
 
 KNOTS = 12  # of the channel's response
@@ -26,7 +27,7 @@ class Recording:
 
 def draw_recording(rng: np.random.Generator) -> Recording:
     return Recording(
-        room=reverberation(decay_s=rng.uniform(0.1, 0.4), direct_db=rng.uniform(4, 16), rng=rng),
+        room=reverberation(rng.uniform(0.1, 0.4), rng.uniform(4, 16), SAMPLE_RATE, rng),
         snr_db=float(rng.uniform(16, 34)),
         noise_tilt=float(rng.uniform(0.3, 1.5)),
         low_hz=float(np.exp(rng.uniform(np.log(40), np.log(200)))),
@@ -34,18 +35,6 @@ def draw_recording(rng: np.random.Generator) -> Recording:
         ripple_db=1.5 * rng.standard_normal(KNOTS) + rng.uniform(-3, 3) * np.linspace(-1, 1, KNOTS),
         level_db=float(rng.uniform(-36, -22)),
     )
-
-
-def reverberation(decay_s: float, direct_db: float, rng: np.random.Generator) -> Array:
-    """Impulse response of a room: noise that decays exponentially (Polack 1988), 2 ms after the direct sound.
-
-    decay_s: time to fall by 60 dB. direct_db: energy of the direct sound over that of the rest.
-    """
-    time = np.arange(round(decay_s * SAMPLE_RATE)) / SAMPLE_RATE
-    response = rng.standard_normal(len(time)) * 10 ** (-3 * time / decay_s) * (time > 0.002)
-    response *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(response**2))
-    response[0] = 1.0
-    return response
 
 
 def record(speech: Array, recording: Recording, rng: np.random.Generator) -> NDArray[np.int16]:
