@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from spkexp.data import audio
+from spkexp.data import audio, part
 from spkexp.errors import AudioError
 from tests.audio_files import RATE, integers, pcm, riff, tones
 
@@ -142,3 +142,32 @@ def test_threads_share_nothing(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(check, range(400)))
+
+
+def test_more_shards_than_stay_open_and_forked_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "MAX_OPEN_SHARDS", 3)
+    contents = {tmp_path / f"s{n}.tar": integers(300, seed=n) for n in range(6)}
+    for path, samples in contents.items():
+        path.write_bytes(bytes(100) + riff(pcm(), samples.tobytes()))
+
+    def all_good(rounds: int) -> bool:
+        place = (100, 44 + 600)
+        good = [
+            np.array_equal(audio.read(path, part=place), samples[:, 0] / 32768)
+            for _ in range(rounds)
+            for path, samples in contents.items()
+        ]
+        return all(good)
+
+    assert all_good(1)
+    opened = len(os.listdir("/proc/self/fd"))
+    # Threads evict what others are reading from; forks happen while they hold the lock.
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(all_good, 60) for _ in range(4)]
+        for _ in range(8):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if all_good(2) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert all(future.result() for future in running)
+    assert len(os.listdir("/proc/self/fd")) <= opened + 3

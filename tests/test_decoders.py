@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from spkexp.data import audio
+from spkexp.data import audio, decoders
 from spkexp.errors import AudioError
 from tests.audio_files import RATE, encode, integers, pcm, riff, tones
 
@@ -158,3 +158,51 @@ def test_half_a_flac_file_gives_its_half_and_no_more(tmp_path: Path) -> None:
     for start in (20_000, 24_000, 40_000, 49_000):
         with pytest.raises(AudioError, match="truncated"):
             audio.read(path, start, 1_000 if start > 30_000 else 20_000)
+
+
+@pytest.mark.parametrize("form", ["wav", "float.wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "webm"])
+@pytest.mark.parametrize("whole_bytes", [1 << 20, 1_000])  # decoded from memory, or through a window
+def test_a_file_inside_another_is_read_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, whole_bytes: int
+) -> None:
+    monkeypatch.setattr(decoders, "WHOLE_BYTES", whole_bytes)
+    path = tmp_path / f"x.{form}"
+    rate = 48_000 if form == "webm" else RATE
+    wave = tones(4, rate) + 0.05 * np.random.default_rng(1).standard_normal(4 * rate).astype(np.float32)
+    if form == "opus":
+        soundfile.write(path, wave, RATE, format="OGG", subtype="OPUS")
+    elif form in ("wav", "float.wav", "flac", "ogg"):
+        soundfile.write(path, wave, RATE, subtype="FLOAT" if form == "float.wav" else None)
+    else:
+        codecs = {"webm": "libopus", "mp3": "libmp3lame"}
+        encode(path, wave, rate, codecs.get(form, "aac"), "adts" if form == "aac" else None)
+    content = path.read_bytes()
+    shard = tmp_path / "ein Teil é.tar"
+    # Its neighbours are audio too: what reads beyond its end would find samples there.
+    shard.write_bytes(content[: len(content) // 2] + content + content)
+    part = (len(content) // 2, len(content))
+    assert audio.info(shard, part) == audio.info(path)
+    whole = audio.read(path, sample_rate=rate)
+    np.testing.assert_array_equal(audio.read(shard, part=part, sample_rate=rate), whole)
+    for position in (0.0, 0.4, 0.999):
+        expected = audio.read_crop(path, 32_000, position, sample_rate=rate)
+        np.testing.assert_array_equal(audio.read_crop(shard, 32_000, position, part=part, sample_rate=rate), expected)
+    with pytest.raises(AudioError, match=rf"ein Teil é.tar\[{part[0]}:{sum(part)}\]: samples 5 to .* asked for"):
+        audio.read(shard, 5, len(whole), part=part, sample_rate=rate)
+
+
+def test_a_broken_file_inside_another_is_named_with_its_place(tmp_path: Path) -> None:
+    shard = tmp_path / "x.tar"
+    content = riff(pcm(), integers(500).tobytes())
+    shard.write_bytes(bytes(512) + content + content)
+    end = 512 + len(content)
+    for part, message in [
+        ((512, len(content) - 2), rf"x.tar\[512:{end - 2}\]: truncated: its header promises 500 .* ends after 499"),
+        ((512, 40), r"x.tar\[512:552\]: truncated: a wav file that ends before its samples"),
+        ((512, 0), r"x.tar\[512:512\]: the file is empty"),
+        ((0, 512), r"x.tar\[0:512\]: not readable as audio"),
+        ((end, len(content) + 1), rf"x.tar: its bytes {end} to {end + len(content) + 1} .*the shard changed since"),
+        ((-1, 10), r"x.tar: its bytes -1 to 9 are asked for"),
+    ]:
+        with pytest.raises(AudioError, match=message):
+            audio.read(shard, part=part)

@@ -1,7 +1,8 @@
 """Read audio: any file in, mono float32 at one sample rate out, and never fewer samples than asked for.
 
-16-bit wav, the format that training reads by the million, costs one open and one pread a crop.
-Nothing is kept between calls, so that threads and forked workers share nothing.
+A file may lie inside another, as a member of a tar shard: `part` is then its (offset, bytes) in `path`.
+16-bit wav, the format that training reads by the million, costs one open and two preads a crop, in a shard too.
+Nothing but the descriptors of shards is kept between calls.
 """
 
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 import soxr
 
 from spkexp.data.decoders import Decoder, open_decoder
+from spkexp.data.part import Part
 from spkexp.errors import AudioError
 
 log = logging.getLogger(__name__)
@@ -42,14 +44,14 @@ class AudioInfo(NamedTuple):
         return -(-self.frames * sample_rate // self.sample_rate)
 
 
-def info(path: str | os.PathLike[str]) -> AudioInfo:
+def info(path: str | os.PathLike[str], part: Part | None = None) -> AudioInfo:
     """Sample rate (Hz), channels and frames of an audio file, from its header.
 
     Raises AudioError if the file is missing, unreadable, empty, not audio, or a wav file with fewer samples
     than its header promises. A FLAC or MP3 file that breaks off is only found out by reading it. A bare
     AAC stream, or a FLAC file whose writer did not know its length, has to be decoded.
     """
-    decoder = open_decoder(os.fspath(path))
+    decoder = open_decoder(os.fspath(path), part)
     try:
         return AudioInfo(decoder.sample_rate, decoder.channels, decoder.frames)
     finally:
@@ -61,6 +63,7 @@ def read(
     start: int = 0,
     frames: int | None = None,
     *,
+    part: Part | None = None,
     sample_rate: int = SAMPLE_RATE,
     resample: bool = False,
     mix_channels: bool = False,
@@ -78,11 +81,11 @@ def read(
     path = os.fspath(path)
     if start < 0 or (frames is not None and frames < 1):
         raise ValueError(f"{path}: start must be >= 0 and frames >= 1, got start={start}, frames={frames}")
-    decoder = open_decoder(path)
+    decoder = open_decoder(path, part)
     try:
-        total = _total_frames(path, decoder, sample_rate, resample, mix_channels)
+        total = _total_frames(decoder, sample_rate, resample, mix_channels)
         stop = total if frames is None else start + frames
-        return _read(path, decoder, start, stop, total, sample_rate)
+        return _read(decoder, start, stop, total, sample_rate)
     finally:
         decoder.close()
 
@@ -92,6 +95,7 @@ def read_crop(
     frames: int,
     position: float,
     *,
+    part: Part | None = None,
     segment: tuple[int, int] | None = None,
     sample_rate: int = SAMPLE_RATE,
     resample: bool = False,
@@ -100,35 +104,36 @@ def read_crop(
     """A stretch of `frames` samples, or all there are where the file holds fewer; mono float32 as from `read`.
 
     `position` in [0, 1) chooses among all places where the stretch fits; the file's own length decides, not that of
-    a manifest. `segment` (first sample, one past the last) keeps to a part of the file. Raises AudioError as `read`.
+    a manifest. `segment` (first sample, one past the last) keeps to a stretch of the file. Raises AudioError as `read`.
     """
-    path = os.fspath(path)
-    decoder = open_decoder(path)
+    decoder = open_decoder(os.fspath(path), part)
     try:
-        total = _total_frames(path, decoder, sample_rate, resample, mix_channels)
+        total = _total_frames(decoder, sample_rate, resample, mix_channels)
         first, last = segment or (0, total)
         start = first + int(position * max(1, last - first - frames + 1))
-        return _read(path, decoder, start, min(start + frames, last), total, sample_rate)
+        return _read(decoder, start, min(start + frames, last), total, sample_rate)
     finally:
         decoder.close()
 
 
-def _total_frames(path: str, decoder: Decoder, sample_rate: int, resample: bool, mix_channels: bool) -> int:
+def _total_frames(decoder: Decoder, sample_rate: int, resample: bool, mix_channels: bool) -> int:
     """Samples of the file at `sample_rate`. Raises AudioError where its rate or channels are not allowed."""
     rate = decoder.sample_rate
     if rate != sample_rate and not resample:
         raise AudioError(
-            f"{path}: sampled at {rate} Hz, expected {sample_rate} Hz; set data.resample=true to resample it"
+            f"{decoder.name}: sampled at {rate} Hz, expected {sample_rate} Hz; set data.resample=true to resample it"
         )
     if decoder.channels != 1 and not mix_channels:
-        raise AudioError(f"{path}: {decoder.channels} channels, expected 1; set data.mix_channels=true to average them")
+        raise AudioError(
+            f"{decoder.name}: {decoder.channels} channels, expected 1; set data.mix_channels=true to average them"
+        )
     return decoder.frames if rate == sample_rate else -(-decoder.frames * sample_rate // rate)
 
 
-def _read(path: str, decoder: Decoder, start: int, stop: int, total: int, sample_rate: int) -> np.ndarray:
+def _read(decoder: Decoder, start: int, stop: int, total: int, sample_rate: int) -> np.ndarray:
     if stop > total or start >= total:
         raise AudioError(
-            f"{path}: samples {start} to {stop} asked for, but it has {total} at {sample_rate} Hz; "
+            f"{decoder.name}: samples {start} to {stop} asked for, but it has {total} at {sample_rate} Hz; "
             f"do the durations of the manifest belong to this file?"
         )
     if decoder.sample_rate == sample_rate:
@@ -139,9 +144,9 @@ def _read(path: str, decoder: Decoder, start: int, stop: int, total: int, sample
 def durations(paths: Sequence[str], threads: int = 8) -> list[float | None]:
     """Length in seconds of each file, from its header; None, and a line in the log, for a broken one."""
 
-    def chunk(part: Sequence[str]) -> list[float | None]:
+    def chunk(some: Sequence[str]) -> list[float | None]:
         found: list[float | None] = []
-        for path in part:
+        for path in some:
             try:
                 found.append(info(path).duration)
             except AudioError as error:
@@ -150,9 +155,9 @@ def durations(paths: Sequence[str], threads: int = 8) -> list[float | None]:
         return found
 
     # Threads hide the latency of the disk. 256 files a task: a task costs more than a header.
-    parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
     with ThreadPoolExecutor(threads) as pool:
-        return [duration for part in pool.map(chunk, parts) for duration in part]
+        return [duration for found in pool.map(chunk, chunks) for duration in found]
 
 
 def _mono(wave: np.ndarray) -> np.ndarray:

@@ -1,33 +1,37 @@
 """One decoder a container: 16-bit PCM wav by itself, what libsndfile knows by soundfile, the rest by PyAV.
 
-`open_decoder` looks at the first bytes of a file, never at its name. A decoder knows `sample_rate`,
-`channels` and `frames`, and `read(start, frames)` returns exactly those frames or raises AudioError.
+`open_decoder` looks at the first bytes of a file, never at its name. A decoder knows `sample_rate`, `channels`,
+`frames` and the `name` of its file for errors; `read(start, frames)` returns exactly those frames or raises AudioError.
 It belongs to one thread and one call; nothing is kept between calls.
 """
 
+import io
 import os
 import stat
-from fractions import Fraction
 from typing import Literal, Protocol
 
-import av
 import numpy as np
 import soundfile
 
+from spkexp.data.ffmpeg import AvDecoder
+from spkexp.data.part import Part, Window, open_file, open_shard
 from spkexp.data.wave import PcmDecoder, wave_header
 from spkexp.errors import AudioError
 
 # As many bytes as hold every common header: one read serves the recognition and the chunk walk.
 HEAD_BYTES = 4096
-# An MP3 frame borrows bits from the ones before it, an AAC frame overlaps its neighbour: after a seek the
-# first samples are wrong, so decoding starts this many frames early.
+# An MP3 frame borrows bits from the ones before it: after a seek the first samples are wrong, so decoding starts
+# this many frames early.
 MP3_PREROLL = 12_000
-AAC_PREROLL = 4096
+# Inside a shard, a file up to this size is read at once and decoded from memory: one request to a network
+# filesystem instead of several, and fewer calls back from the decoder.
+WHOLE_BYTES = 1 << 20
 
 
 class Decoder(Protocol):
     """An open file. `read` gives float32 in [-1, 1]: (frames,) of a mono file, else (frames, channels)."""
 
+    name: str
     sample_rate: int
     channels: int
     frames: int
@@ -37,53 +41,70 @@ class Decoder(Protocol):
     def close(self) -> None: ...
 
 
-def open_decoder(path: str) -> Decoder:
-    """Open `path` with the decoder that its first bytes ask for. The caller closes it.
+def open_decoder(path: str, part: Part | None = None) -> Decoder:
+    """Open `path`, or the audio file that is the byte range `part` of it, with the decoder that its first bytes ask
+    for. The caller closes it.
 
     Raises AudioError if the file is missing, unreadable, empty, truncated or not audio.
     """
+    if part is None:
+        name, descriptor = path, open_file(path)
+    else:
+        name, descriptor = f"{path}[{part[0]}:{part[0] + part[1]}]", open_shard(path)
     try:
-        # Without O_NONBLOCK a named pipe would hang here.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise AudioError(f"{path}: no such file; check data.root and the paths of the manifest") from None
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be opened: {error.strerror}") from None
-    try:
-        decoder = _recognise(path, descriptor)
+        decoder = _recognise(path, name, descriptor, part)
     except OSError as error:
         os.close(descriptor)
-        raise AudioError(f"{path}: cannot be read: {error.strerror}") from None
+        raise AudioError(f"{name}: cannot be read: {error.strerror}") from None
     except BaseException:
         os.close(descriptor)
         raise
     if decoder.frames <= 0:
         decoder.close()
-        raise AudioError(f"{path}: holds no samples")
+        raise AudioError(f"{name}: holds no samples")
     return decoder
 
 
-def _recognise(path: str, descriptor: int) -> Decoder:
+def _recognise(path: str, name: str, descriptor: int, part: Part | None) -> Decoder:
+    """`name` is what errors call the file: its path, and its place where that is a shard."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise AudioError(f"{path}: is {kind}, where an audio file is expected")
-    if status.st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes)")
-    head = os.pread(descriptor, HEAD_BYTES, 0)
+    offset, size = part or (0, status.st_size)
+    if part is not None and (offset < 0 or size < 0 or offset + size > status.st_size):
+        raise AudioError(
+            f"{path}: its bytes {offset} to {offset + size} are asked for, but it ends at {status.st_size}; the shard "
+            f"changed since it was indexed: prepare again"
+        )
+    if size == 0:
+        raise AudioError(f"{name}: the file is empty (0 bytes)")
+    head = os.pread(descriptor, min(HEAD_BYTES, size), offset)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        header = wave_header(path, descriptor, status.st_size, head)
+        header = wave_header(name, descriptor, offset, size, head)
         if header.frames == 0:
-            raise AudioError(f"{path}: holds no samples")
+            raise AudioError(f"{name}: holds no samples")
         if header.frames is not None and header.pcm16:
-            return PcmDecoder(path, descriptor, header.sample_rate, header.channels, header.frames, header.offset)
-        return SoundFileDecoder(path, descriptor, "wave", head)
+            return PcmDecoder(name, descriptor, header.sample_rate, header.channels, header.frames, header.offset)
+        return SoundFileDecoder(name, descriptor, part, "wave", head)
     if head[:4] == b"fLaC":
-        return SoundFileDecoder(path, descriptor, "flac", head)
+        return SoundFileDecoder(name, descriptor, part, "flac", head)
     # ISO media (m4a, mp4), EBML (webm, mkv), bare AAC
     if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or _is_adts(head):
-        return AvDecoder(path, descriptor)
-    return SoundFileDecoder(path, descriptor, "unknown", head)
+        # 'file:' keeps FFmpeg from taking a colon in the path for a protocol.
+        return AvDecoder(name, descriptor, f"file:{path}" if part is None else _file_of(name, descriptor, part))
+    return SoundFileDecoder(name, descriptor, part, "unknown", head)
+
+
+def _file_of(name: str, descriptor: int, part: Part) -> io.BytesIO | Window:
+    """The byte range `part` of an open file, as a file."""
+    offset, size = part
+    if size > WHOLE_BYTES:
+        return Window(descriptor, offset, size)
+    try:
+        return io.BytesIO(os.pread(descriptor, size, offset))
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 def flac_info(head: bytes) -> tuple[int, int, int] | None:
@@ -113,11 +134,14 @@ class SoundFileDecoder:
     Of a FLAC file the header is enough until samples are asked for.
     """
 
-    __slots__ = ("_descriptor", "_file", "_kind", "_path", "channels", "frames", "sample_rate")
+    __slots__ = ("_descriptor", "_file", "_kind", "_part", "channels", "frames", "name", "sample_rate")
 
-    def __init__(self, path: str, descriptor: int, kind: Literal["flac", "wave", "unknown"], head: bytes) -> None:
-        self._path = path
+    def __init__(
+        self, name: str, descriptor: int, part: Part | None, kind: Literal["flac", "wave", "unknown"], head: bytes
+    ) -> None:
+        self.name = name
         self._descriptor = descriptor
+        self._part = part
         self._kind = kind
         self._file: _ForwardSoundFile | None = None
         known = flac_info(head)
@@ -131,11 +155,13 @@ class SoundFileDecoder:
 
     def _open(self, head: bytes = b"") -> _ForwardSoundFile:
         if self._file is None:
+            part = self._part
+            source = self._descriptor if part is None else _file_of(self.name, self._descriptor, part)
             try:
-                self._file = _ForwardSoundFile(self._descriptor, closefd=False)
+                self._file = _ForwardSoundFile(source, closefd=False)
             except soundfile.LibsndfileError as error:
                 begins = f"; it begins with {head[:12]!r}" if head else ""
-                raise AudioError(f"{self._path}: not readable as audio: {_reason(error)}{begins}") from None
+                raise AudioError(f"{self.name}: not readable as audio: {_reason(error)}{begins}") from None
         return self._file
 
     def _count(self, file: _ForwardSoundFile) -> int:
@@ -145,7 +171,7 @@ class SoundFileDecoder:
                 total += count
             file.seek(0)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self._path}: broken after {total} frames: {_reason(error)}") from None
+            raise AudioError(f"{self.name}: broken after {total} frames: {_reason(error)}") from None
         return total
 
     def read(self, start: int, frames: int) -> np.ndarray:
@@ -157,105 +183,22 @@ class SoundFileDecoder:
             wave: np.ndarray = file.read(preroll + frames, dtype="float32")[preroll:]
         except soundfile.LibsndfileError as error:
             raise AudioError(
-                f"{self._path}: truncated or corrupt: samples {start} to {start + frames} of {self.frames} "
+                f"{self.name}: truncated or corrupt: samples {start} to {start + frames} of {self.frames} "
                 f"do not decode: {_reason(error)}"
             ) from None
         if len(wave) != frames:
             raise AudioError(
-                f"{self._path}: truncated: its header promises {self.frames} samples a channel, but only "
+                f"{self.name}: truncated: its header promises {self.frames} samples a channel, but only "
                 f"{start + len(wave)} decode"
             )
         # FLAC holds integers.
         if self._kind != "flac" and not np.isfinite(wave).all():
-            raise AudioError(f"{self._path}: holds NaN or infinite samples")
+            raise AudioError(f"{self.name}: holds NaN or infinite samples")
         return wave
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        os.close(self._descriptor)
-
-
-class AvDecoder:
-    """The first audio stream of an m4a, mp4, aac, webm or mkv file, by PyAV (FFmpeg)."""
-
-    __slots__ = (
-        "_container",
-        "_descriptor",
-        "_path",
-        "_stream",
-        "_ticks_are_samples",
-        "channels",
-        "frames",
-        "sample_rate",
-    )
-
-    def __init__(self, path: str, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-        try:
-            # 'file:' keeps FFmpeg from taking a colon in the path for a protocol.
-            self._container = av.open(f"file:{path}")
-        except (av.FFmpegError, ValueError) as error:
-            raise AudioError(f"{path}: not readable as audio: {error}") from None
-        if not self._container.streams.audio:
-            self._container.close()
-            raise AudioError(f"{path}: holds no audio stream")
-        stream = self._container.streams.audio[0]
-        stream.codec_context.thread_count = 1
-        self._stream = stream
-        self.sample_rate: int = stream.sample_rate
-        self.channels: int = stream.channels
-        # Only ISO media count time in samples. Elsewhere FFmpeg guesses (bare AAC) or has milliseconds (webm), so
-        # that the length must be counted and a seek would land beside its sample.
-        time_base = stream.time_base or Fraction(0)
-        self._ticks_are_samples = "mp4" in self._container.format.name and time_base * stream.sample_rate == 1
-        if self._ticks_are_samples and stream.duration is not None:
-            self.frames = stream.duration
-        else:
-            try:
-                self.frames = sum(frame.samples for frame in self._container.decode(stream))
-                self._container.close()
-                self._container = av.open(f"file:{path}")
-                self._stream = self._container.streams.audio[0]
-            except av.FFmpegError as error:
-                raise AudioError(f"{path}: truncated or corrupt: {error}") from None
-
-    def read(self, start: int, frames: int) -> np.ndarray:
-        try:
-            first, blocks = self._decode(start, start + frames)
-        except av.FFmpegError as error:
-            raise AudioError(f"{self._path}: truncated or corrupt: {error}") from None
-        wave = np.concatenate(blocks, axis=1)[:, start - first :][:, :frames] if blocks else np.empty((1, 0))
-        if first > start or wave.shape[1] != frames:
-            raise AudioError(
-                f"{self._path}: truncated: samples {start} to {start + frames} of {self.frames} do not decode"
-            )
-        if not np.isfinite(wave).all():
-            raise AudioError(f"{self._path}: holds NaN or infinite samples")
-        return wave[0].copy() if self.channels == 1 else wave.T
-
-    def _decode(self, start: int, stop: int) -> tuple[int, list[np.ndarray]]:
-        """The index of the first decoded frame, and blocks (channels, frames) up to `stop`."""
-        origin = self._stream.start_time or 0
-        # From the very beginning the decoder drops the encoder's priming by itself; after a seek to it, not.
-        if self._ticks_are_samples and start > 2 * AAC_PREROLL:
-            self._container.seek(origin + start - AAC_PREROLL, stream=self._stream)
-        planar = av.AudioResampler(format="fltp")
-        first: int | None = None
-        count = 0
-        blocks = []
-        for frame in self._container.decode(self._stream):
-            if first is None:
-                first = (frame.pts or 0) - origin if self._ticks_are_samples else 0
-            count += frame.samples
-            blocks += [part.to_ndarray() for part in planar.resample(frame)]
-            if first + count >= stop:
-                break
-        return first or 0, blocks
-
-    def close(self) -> None:
-        self._container.close()
         os.close(self._descriptor)
 
 

@@ -17,7 +17,7 @@ LINEAR = (PCM, 3, 6, 7)
 
 
 class WaveHeader(NamedTuple):
-    """`offset` is the first byte of the samples. `frames` is None where a frame has no fixed size."""
+    """`offset` is the first byte of the samples in the open file. `frames` is None where a frame has no fixed size."""
 
     pcm16: bool
     sample_rate: int
@@ -26,8 +26,9 @@ class WaveHeader(NamedTuple):
     offset: int
 
 
-def wave_header(path: str, descriptor: int, size: int, head: bytes) -> WaveHeader:
-    """Walk the chunks of a RIFF/WAVE file of `size` bytes, which begins with `head`, up to its samples.
+def wave_header(name: str, descriptor: int, base: int, size: int, head: bytes) -> WaveHeader:
+    """Walk the chunks of a RIFF/WAVE file up to its samples. It begins with `head` and takes up the `size` bytes
+    from `base` on of the open file; `name` is what errors call it.
 
     Raises AudioError if the header is malformed or promises more samples than the file has.
     """
@@ -36,42 +37,42 @@ def wave_header(path: str, descriptor: int, size: int, head: bytes) -> WaveHeade
     while True:
         chunk = head[position : position + 48]
         if len(chunk) < 48:
-            chunk = os.pread(descriptor, 48, position)
+            chunk = os.pread(descriptor, min(48, max(0, size - position)), base + position)
         if len(chunk) < 8:
-            raise AudioError(f"{path}: truncated: a wav file that ends before its samples ('data' chunk)")
-        name, length = chunk[:4], int.from_bytes(chunk[4:8], "little")
-        if name == b"data":
+            raise AudioError(f"{name}: truncated: a wav file that ends before its samples ('data' chunk)")
+        chunk_name, length = chunk[:4], int.from_bytes(chunk[4:8], "little")
+        if chunk_name == b"data":
             break
-        if name == b"fmt " and length >= 16 and len(chunk) >= 24:
+        if chunk_name == b"fmt " and length >= 16 and len(chunk) >= 24:
             tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", chunk, 8)
             if tag == EXTENSIBLE and length >= 40 and len(chunk) >= 34:
                 tag = int.from_bytes(chunk[32:34], "little")  # the first bytes of the sub-format's GUID
             layout = tag, channels, rate, block, bits
         position += 8 + length + length % 2
     if layout is None:
-        raise AudioError(f"{path}: a wav file without a format ('fmt ' chunk) before its samples")
+        raise AudioError(f"{name}: a wav file without a format ('fmt ' chunk) before its samples")
     tag, channels, rate, block, bits = layout
     offset = position + 8
     if tag not in LINEAR or channels < 1 or rate < 1 or block < 1 or block * 8 != channels * bits:
-        return WaveHeader(False, rate, channels, None, offset)
+        return WaveHeader(False, rate, channels, None, base + offset)
     available = size - offset
     if length in UNKNOWN_SIZES:
         length = available
     if length > available:
         raise AudioError(
-            f"{path}: truncated: its header promises {length // block} samples a channel, but the file ends "
+            f"{name}: truncated: its header promises {length // block} samples a channel, but the file ends "
             f"after {available // block}"
         )
-    return WaveHeader(tag == PCM and bits == 16, rate, channels, length // block, offset)
+    return WaveHeader(tag == PCM and bits == 16, rate, channels, length // block, base + offset)
 
 
 class PcmDecoder:
     """Interleaved little-endian 16-bit samples from byte `offset` on: one pread a call."""
 
-    __slots__ = ("_descriptor", "_offset", "_path", "channels", "frames", "sample_rate")
+    __slots__ = ("_descriptor", "_offset", "channels", "frames", "name", "sample_rate")
 
-    def __init__(self, path: str, descriptor: int, sample_rate: int, channels: int, frames: int, offset: int) -> None:
-        self._path = path
+    def __init__(self, name: str, descriptor: int, sample_rate: int, channels: int, frames: int, offset: int) -> None:
+        self.name = name
         self._descriptor = descriptor
         self._offset = offset
         self.sample_rate = sample_rate
@@ -86,9 +87,9 @@ class PcmDecoder:
             try:
                 count = os.preadv(self._descriptor, [rest], position)
             except OSError as error:
-                raise AudioError(f"{self._path}: cannot be read: {error.strerror}") from None
+                raise AudioError(f"{self.name}: cannot be read: {error.strerror}") from None
             if count == 0:
-                raise AudioError(f"{self._path}: ends before its samples {start} to {start + frames}")
+                raise AudioError(f"{self.name}: ends before its samples {start} to {start + frames}")
             rest = rest[count:]
             position += count
         wave = np.multiply(samples, PCM_SCALE, dtype=np.float32)
