@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import soundfile
 
@@ -37,22 +36,19 @@ def test_rows_of_a_tree(tmp_path: Path, flac: Path, caplog: pytest.LogCaptureFix
     add(root, "test-clean", range(40, 41), flac)
     (root / "train-clean-100/19/100019/19-100019.trans.txt").write_text("19-100019-0000 A WORD\n")
     (root / "SPEAKERS.TXT").write_text("; readers\n")
-    longer = root / "dev-other/30/100030/30-100030-0000.flac"
-    longer.unlink()
-    soundfile.write(longer, np.zeros(4_000, np.int16), RATE)
     os.link(flac, root / "train-clean-100/19/100019/19-777-0000.flac")  # not this chapter's
     for given in (root, root.parent):
         table = LibriSpeech(train="auto", closed_set=False).table(given)
-        assert table.columns == ["id", "path", "duration", "speaker", "chapter", "split"]
+        assert table.columns == ["id", "path", "speaker", "chapter", "split"]
         assert table.drop("path").rows() == [
-            ("19-100019-0000", 0.1, "19", "100019", "train"),
-            ("19-100019-0001", 0.1, "19", "100019", "train"),
-            ("20-100020-0000", 0.1, "20", "100020", "train"),
-            ("20-100020-0001", 0.1, "20", "100020", "train"),
-            ("30-100030-0000", 0.25, "30", "100030", "val"),
-            ("40-100040-0000", 0.1, "40", "100040", "test"),
+            ("19-100019-0000", "19", "100019", "train"),
+            ("19-100019-0001", "19", "100019", "train"),
+            ("20-100020-0000", "20", "100020", "train"),
+            ("20-100020-0001", "20", "100020", "train"),
+            ("30-100030-0000", "30", "100030", "val"),
+            ("40-100040-0000", "40", "100040", "test"),
         ]
-        assert table["path"][4] == str(longer)
+        assert table["path"][4] == str(root / "dev-other/30/100030/30-100030-0000.flac")
     assert "1 audio files are left out" in caplog.text
 
 
@@ -87,15 +83,17 @@ def test_published_speaker_counts(tmp_path: Path, flac: Path) -> None:
     assert dict(table.group_by("split").len().rows()) == {"train": 251 + 921, "val": 73, "test": 73}
 
 
-def test_a_broken_file_has_no_duration(tmp_path: Path, flac: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_subset_is_reported_and_a_whole_one_is_not(
+    tmp_path: Path, flac: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     add(tmp_path, "train-clean-100", range(1, 4), flac)
-    broken = tmp_path / "train-clean-100/2/100002/2-100002-0000.flac"
-    broken.unlink()
-    broken.write_bytes(b"")
-    table = LibriSpeech(train=100, closed_set=False).table(tmp_path)
-    assert table["duration"].to_list() == [0.1, None, 0.1]
-    assert f"{broken}: the file is empty" in caplog.text
-    assert table.schema["duration"] == pl.Float64
+    add(tmp_path, "dev-clean", range(11, 51), flac, utterances=67)  # 40 speakers, 2,680
+    chapter = tmp_path / "dev-clean/50/100050"
+    for i in range(67, 67 + 23):
+        os.link(flac, chapter / f"50-100050-{i:04d}.flac")
+    LibriSpeech(train=100, closed_set=False).table(tmp_path)
+    assert "train-clean-100: 3 of 251 speakers, 3 of 28,539 utterances; partly extracted?" in caplog.text
+    assert "dev-clean" not in caplog.text
 
 
 def test_missing_subsets_are_named(tmp_path: Path, flac: Path) -> None:
@@ -118,7 +116,7 @@ def test_missing_subsets_are_named(tmp_path: Path, flac: Path) -> None:
 
 def test_a_root_of_another_kind_says_what_is_there(tmp_path: Path) -> None:
     corpus = LibriSpeech(train="auto", closed_set=False)
-    with pytest.raises(UserError, match=r"nowhere: no such folder; expected one with train-clean-100"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; expected LibriSpeech: SUBSET/.*train-clean-100"):
         corpus.table(tmp_path / "nowhere")
     with pytest.raises(UserError, match="found nothing"):
         corpus.table(tmp_path)

@@ -46,7 +46,7 @@ def test_mini_librispeech_is_fetched_once(
     root = tmp_path / "root of data"
     table = corpus("train-clean-5").table(root)
     assert table["id"].to_list() == ["1-7-0000", "1-7-0001", "2-7-0000", "2-7-0001"]
-    assert table.columns == ["id", "path", "duration", "speaker", "chapter"]  # one subset: data.split decides
+    assert table.columns == ["id", "path", "speaker", "chapter"]  # one subset: data.split decides
     assert table["path"][0] == str(root / "LibriSpeech/train-clean-5/1/7/1-7-0000.flac")
     table = corpus("train-clean-5", "dev-clean-2").table(root)
     assert table["split"].to_list() == ["train"] * 4 + ["val"] * 2

@@ -2,15 +2,13 @@
 
 import logging
 import os
-import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
-from spkexp.data import audio
+from spkexp.data.corpora import tree
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,7 +26,16 @@ TRAIN_SETS: dict[str | int, tuple[str, ...]] = {
 }
 POOLED = ("dev-clean", "test-clean")
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
-UTTERANCE = re.compile(r"(\d+)-(\d+)-\d+\.flac")
+# Panayotov et al. 2015, table 1, and the utterances of the published archives.
+WHOLE: Mapping[str, tree.Count] = {
+    "train-clean-100": tree.Count(251, 28_539),
+    "train-clean-360": tree.Count(921, 104_014),
+    "train-other-500": tree.Count(1_166, 148_688),
+    "dev-clean": tree.Count(40, 2_703),
+    "dev-other": tree.Count(33, 2_864),
+    "test-clean": tree.Count(40, 2_620),
+    "test-other": tree.Count(33, 2_939),
+}
 
 
 class LibriSpeech:
@@ -50,9 +57,9 @@ class LibriSpeech:
         self.closed_set = closed_set
 
     def table(self, root: Path) -> pl.DataFrame:
-        """One row an utterance: id, path (absolute), duration (seconds), speaker, chapter; and split unless
-        `closed_set`. `root` is the folder of the subsets, or the one that holds `LibriSpeech/`. The duration
-        of a broken file is null. Raises UserError for a root of another layout or a subset that is missing.
+        """One row an utterance: id, path (absolute), speaker, chapter; and split unless `closed_set`. `root` is the
+        folder of the subsets, or the one that holds `LibriSpeech/`. Raises UserError for a root of another layout or a
+        subset that is missing.
         """
         folder = find_tree(root, (*TRAIN, *HELD_OUT))
         there = {name for name in (*TRAIN, *HELD_OUT) if (folder / name).is_dir()}
@@ -86,56 +93,27 @@ def find_tree(root: Path, subsets: Sequence[str]) -> Path:
     for folder in (root, root / "LibriSpeech"):
         if any((folder / name).is_dir() for name in subsets):
             return folder
-    if not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder; expected one with {', '.join(subsets)} in it")
-    if root.name in subsets:
+    if root.name in subsets and root.is_dir():
         raise UserError(f"data.root={root}: this is one subset; give the folder above it, {root.parent}")
-    names = sorted(os.listdir(root))
-    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    raise UserError(
-        f"data.root={root}: not a LibriSpeech tree; expected {LAYOUT}, with SUBSET one of {', '.join(subsets)}; "
-        f"found {found}"
-    )
+    raise tree.wrong_root(root, "LibriSpeech", f"{LAYOUT}, with SUBSET one of {', '.join(subsets)}")
 
 
 def utterances(folder: Path, subsets: Sequence[str]) -> pl.DataFrame:
     """The rows of `subsets` below `folder`, in order of subset and folder, with the columns of `LibriSpeech.table`."""
-    ids: list[str] = []
-    paths: list[str] = []
-    speakers: list[str] = []
-    chapters: list[str] = []
-    splits: list[str] = []
-    strange: Counter[str] = Counter()
-    base = os.path.abspath(folder)
+    parts = []
     for subset in subsets:
-        before = len(ids)
-        # os.walk, sorted as it goes: the order of the table must not depend on the disk's.
-        for where, folders, files in os.walk(os.path.join(base, subset)):
-            folders.sort()
-            parts = os.path.relpath(where, base).split(os.sep)
-            for name in sorted(files):
-                match = UTTERANCE.fullmatch(name)
-                if match is None or parts[1:] != [match[1], match[2]]:
-                    if name.endswith((".flac", ".wav", ".mp3", ".m4a", ".ogg", ".opus")):
-                        strange[subset] += 1
-                    continue
-                ids.append(name[: -len(".flac")])
-                paths.append(os.path.join(where, name))
-                speakers.append(match[1])
-                chapters.append(match[2])
-                splits.append(SPLITS[subset.partition("-")[0]])
-        if len(ids) == before:
-            raise UserError(f"{os.path.join(base, subset)}: holds no utterance; expected {LAYOUT}")
-    for subset, count in strange.items():
-        log.warning("%s: %d audio files are left out: not %s", os.path.join(base, subset), count, LAYOUT)
-    return pl.DataFrame(
-        {
-            "id": ids,
-            "path": paths,
-            "duration": audio.durations(paths),
-            "speaker": speakers,
-            "chapter": chapters,
-            "split": splits,
-        },
-        schema_overrides={"duration": pl.Float64},
-    )
+        base = os.path.join(os.path.abspath(folder), subset)
+        files = tree.audio_files(base)
+        # speaker/chapter/, and an id that repeats both.
+        names = files.str.extract_groups(r"^(?P<speaker>\d+)/(?P<chapter>\d+)/(?P<id>(\d+)-(\d+)-\d+)\.flac$")
+        part = names.struct.unnest().with_columns(path=pl.concat_str(pl.lit(f"{base}/"), files))
+        part = part.filter((pl.col("speaker") == pl.col("4")) & (pl.col("chapter") == pl.col("5")))
+        if len(part) == 0:
+            raise UserError(f"{base}: holds no utterance; expected {LAYOUT}")
+        if len(part) < len(files):
+            log.warning("%s: %d audio files are left out: not %s", base, len(files) - len(part), LAYOUT)
+        if subset in WHOLE and (part["speaker"].n_unique(), len(part)) != WHOLE[subset]:
+            tree.report(f"LibriSpeech {subset}", part, WHOLE[subset])
+        split = pl.lit(SPLITS[subset.partition("-")[0]]).alias("split")
+        parts.append(part.select("id", "path", "speaker", "chapter", split))
+    return pl.concat(parts)

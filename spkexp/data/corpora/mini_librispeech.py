@@ -35,7 +35,7 @@ class MiniLibriSpeech:
         self.mirror = mirror
 
     def table(self, root: Path) -> pl.DataFrame:
-        """One row an utterance: id, path (absolute), duration (seconds), speaker, chapter; and split, train or
+        """One row an utterance: id, path (absolute), speaker, chapter; and split, train or
         val, if subsets of both are chosen: one subset alone is split by `data.split`. Raises UserError.
         """
         folder = root if any((root / name).is_dir() for name in MD5) else root / "LibriSpeech"
