@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from spkexp.data.load import require_label, with_durations
-from spkexp.data.manifest import Strings, Utterances, filter_table, read_table
+from spkexp.data.manifest import filter_table, read_table
+from spkexp.data.utterances import Strings, Utterances
 from spkexp.errors import UserError
 from tests.conftest import Corpus
 

@@ -1,18 +1,14 @@
-"""Tables of utterances: read from the formats people have, checked, and kept as columns.
+"""Tables of utterances: read from the formats people have, and checked.
 
 A table is a polars frame with the columns `id`, `path`, `duration` (s, null where unknown), `speaker`, and any
-other. `Utterances` is what training holds of it: numpy columns that worker processes share without copying.
+other.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from spkexp.errors import UserError
 
@@ -23,77 +19,15 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "duration": ("duration", "length"),
     "speaker": ("speaker", "spk_id", "speaker_id", "spk"),
 }
-_NUMBERS = {"duration": pl.Float64, "start": pl.Int64, "stop": pl.Int64}
+_NUMBERS = {"duration": pl.Float64, "start": pl.Int64, "stop": pl.Int64, "offset": pl.Int64, "bytes": pl.Int64}
 
-
-class Strings:
-    """A column of text as one buffer and offsets: 1.1 million paths are two arrays, not 1.1 million objects."""
-
-    def __init__(self, values: pl.Series) -> None:
-        encoded = values.cast(pl.Binary)
-        self._ends = encoded.bin.size().cast(pl.Int64).cum_sum().to_numpy()
-        self._buffer = np.frombuffer(b"".join(encoded.to_list()), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def digest(self) -> bytes:
-        """Changes with any of the texts and with their order."""
-        return hashlib.sha256(self._buffer.tobytes() + np.asarray(self._ends).tobytes()).digest()
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._buffer[start : self._ends[index]].tobytes().decode()
-
-
-@dataclass(frozen=True)
-class Utterances:
-    """Columns of a split, all of length N."""
-
-    id: Strings
-    path: Strings
-    duration: NDArray[np.float64]  # s
-    label: NDArray[np.int64]  # index into label_names
-    label_names: list[str]  # sorted
-    start: NDArray[np.int64] | None  # first sample in the file, where rows are segments of files
-    speed: NDArray[np.float64] | None  # factor by which the row plays its file faster, where some do
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def digest(self) -> str:
-        """Changes with any id or label, and with their order: what a position in training refers to."""
-        return hashlib.sha256(self.id.digest() + np.ascontiguousarray(self.label).tobytes()).hexdigest()[:16]
-
-    def segment(self, item: int, sample_rate: int) -> tuple[int, int] | None:
-        """(first sample, one past the last) of the utterance in its file; None where it is the whole file."""
-        if self.start is None:
-            return None
-        start = int(self.start[item])
-        return start, start + round(self.duration[item] * self.speed_of(item) * sample_rate)
-
-    def speed_of(self, item: int) -> float:
-        """Factor by which the row plays its file faster; 1 as it is."""
-        return 1.0 if self.speed is None else float(self.speed[item])
-
-    @staticmethod
-    def of(table: pl.DataFrame, label: str) -> "Utterances":
-        """The table's rows, with the column `label` as what is to be learnt."""
-        names = table[label].unique().sort().to_list()
-        codes = table[label].replace_strict(names, list(range(len(names))), return_dtype=pl.Int64)
-        return Utterances(
-            id=Strings(table["id"]),
-            path=Strings(table["path"]),
-            duration=table["duration"].to_numpy(writable=True),
-            label=codes.to_numpy(writable=True),
-            label_names=names,
-            start=table["start"].to_numpy(writable=True) if "start" in table.columns else None,
-            speed=table["speed"].to_numpy(writable=True) if "speed" in table.columns else None,
-        )
+# The manifest in a folder that `python -m spkexp.prepare output=FOLDER` writes.
+IN_FOLDER = "manifest.parquet"
 
 
 def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
-    """Read a manifest: CSV (or TSV), JSON as SpeechBrain writes it, Parquet, or a Kaldi folder.
+    """Read a manifest: CSV (or TSV), JSON as SpeechBrain writes it, Parquet, a folder that `spkexp.prepare` wrote, or
+    a Kaldi folder.
 
     root: replaces `{data_root}` in paths, and is where relative paths start; None: the manifest's folder.
     Raises UserError that names the file, and the line or column, and the remedy.
@@ -103,6 +37,8 @@ def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
         raise UserError(
             f"{source}: no such manifest; set data.manifest to a CSV, JSON or Parquet file or a Kaldi folder"
         )
+    if (source / IN_FOLDER).is_file():
+        source = source / IN_FOLDER
     if source.is_dir():
         table, base = _read_kaldi(source), Path.cwd()
     else:
@@ -111,13 +47,16 @@ def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
     if root is not None and not (base := Path(root).expanduser()).is_dir():
         raise UserError(f"data.root: {base} is no folder")
     base = base.resolve()
-    paths = (
-        pl.col("path")
-        .str.replace_all("{data_root}", str(base), literal=True)
-        .str.replace_all("$data_root", str(base), literal=True)
-    )
-    absolute = pl.when(paths.str.starts_with("/")).then(paths).otherwise(pl.concat_str(pl.lit(f"{base}/"), paths))
-    return table.with_columns(absolute.alias("path"))
+    paths = table["path"]
+    for placeholder in ("{data_root}", "$data_root"):
+        if paths.str.contains(placeholder, literal=True).any():
+            paths = paths.str.replace_all(placeholder, str(base), literal=True)
+    if not (absolute := paths.str.starts_with("/")).all():
+        table = table.with_columns(paths, absolute=absolute).with_columns(
+            pl.when("absolute").then("path").otherwise(pl.concat_str(pl.lit(f"{base}/"), "path")).alias("path")
+        )
+        return table.drop("absolute")
+    return table.with_columns(paths)
 
 
 def _read_file(source: Path) -> pl.DataFrame:
@@ -201,18 +140,18 @@ def _canonical(table: pl.DataFrame, source: Path) -> pl.DataFrame:
         if name not in table.columns:
             continue
         numbers = table[name].cast(pl.Float64, strict=False)
-        wrong = table.with_row_index("row", offset=2).filter(table[name].is_not_null() & numbers.is_null())
-        if len(wrong):
-            raise UserError(f"{source}:{wrong['row'][0]}: {name} is no number: {wrong[name][0]!r}")
+        if numbers.null_count() > table[name].null_count():
+            row = (table[name].is_not_null() & numbers.is_null()).arg_true()[0]
+            raise UserError(f"{source}:{row + 2}: {name} is no number: {table[name][row]!r}")
         table = table.with_columns(numbers.cast(dtype).alias(name))
     if {"start", "stop"} & set(table.columns):
         table = _segments(table, source)
     for name in ("path", "id"):
-        empty = table.with_row_index("row", offset=2).filter(pl.col(name).is_null() | (pl.col(name) == ""))
+        empty = (table[name].is_null() | (table[name] == "")).arg_true()
         if len(empty):
-            raise UserError(f"{source}:{empty['row'][0]}: {name} is empty")
-    twice = table.filter(pl.col("id").is_duplicated())
-    if len(twice):
+            raise UserError(f"{source}:{empty[0] + 2}: {name} is empty")
+    # Hashes are compared ten times faster than texts; only where two are equal the texts have to be looked at.
+    if table["id"].hash().n_unique() < len(table) and len(twice := table.filter(pl.col("id").is_duplicated())):
         count = twice["id"].n_unique()
         raise UserError(
             f"{source}: id {twice['id'][0]} stands in more than one row ({count} such ids); ids must be unique"

@@ -1,0 +1,59 @@
+"""Files that other processes may be writing too, and that a kill must not leave half written."""
+
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spkexp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(file: Path, remedy: str) -> Iterator[None]:
+    """Hold `file`, made if need be with its folder, against other processes; wait for the one that has it.
+
+    Raises UserError, which ends with `remedy`, where it cannot be written.
+    """
+    with writing(file, remedy):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: waiting for another process that works there", file.parent)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be locked: {error.strerror or error}; {remedy}") from None
+        yield
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """What fails in here is the disk: a UserError that names `path` and ends with `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+@contextmanager
+def whole(path: Path, temporary: Path, remedy: str) -> Iterator[Path]:
+    """A name in the folder `temporary`, made if need be, to write to; what lies there at the end becomes `path`.
+
+    Both are on one disk. What a kill leaves in `temporary` nobody needs. Raises UserError, which ends with `remedy`,
+    if the disk is full or may not be written.
+    """
+    partial = temporary / f"{secrets.token_hex(6)}{path.suffix}"
+    with writing(path, remedy):
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
