@@ -2,14 +2,13 @@
 
 import logging
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from spkexp.data.split import by_speaker, by_utterance, split_table
-from spkexp.data.trials import look_up, make_trials, read_trials
+from spkexp.data.trials import make_trials
 from spkexp.errors import UserError
 
 SPEAKERS = np.repeat([f"s{i:02d}" for i in range(20)], 10)
@@ -90,40 +89,3 @@ def test_every_target_pair_can_be_drawn() -> None:
     found = {(a, b) for a, b, t in zip(sampled.enroll, sampled.test, sampled.target, strict=True) if t}
     assert found == targets
     assert len(targets) == 7
-
-
-def test_both_list_formats(tmp_path: Path) -> None:
-    vox = tmp_path / "vox.txt"
-    vox.write_text("1 a/1.wav b/2.wav\n\n0 a/1.wav c.wav\n")
-    kaldi = tmp_path / "kaldi trials"
-    kaldi.write_text("a/1.wav b/2.wav target\na/1.wav c.wav nontarget\n")
-    index = {"c.wav": 0, "b/2.wav": 1, "a/1.wav": 2}
-    for file in (vox, kaldi):
-        trials = look_up(read_trials(file), index)
-        assert trials.enroll.tolist() == [2, 2]
-        assert trials.test.tolist() == [1, 0]
-        assert trials.target.tolist() == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1 a b\n0 a\n", r"trials:2: expected '0\|1 enroll test', got '0 a'"),
-        ("1 a b\nx a b\n", r"trials:2: expected '0\|1 enroll test'"),
-        ("a b target\na b 1\n", r"trials:2: expected 'enroll test target\|nontarget'"),
-        ("\n\n", "trials: the trial list is empty"),
-        ("1 a b\n1 a c\n", "trials: all trials are targets"),
-    ],
-)
-def test_bad_lists(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "trials"
-    file.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_trials(file)
-
-
-def test_unknown_utterance_is_named_with_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "trials"
-    file.write_text("1 a b\n0 a z\n0 y z\n")
-    with pytest.raises(UserError, match=r"trials:3: no utterance is called 'y' \(2 such names"):
-        look_up(read_trials(file), {"a": 0, "b": 1})

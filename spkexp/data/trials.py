@@ -1,99 +1,38 @@
-"""Verification trials: read from a list, or made from a split's own utterances."""
+"""Verification trials: pairs of an enrolment and a test utterance, and how they are made from a split's own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spkexp.counter import generator
-from spkexp.errors import UserError
+from spkexp.data.utterances import Strings
+
+
+@dataclass(frozen=True)
+class Models:
+    """M speaker models, each enrolled with one or more utterances."""
+
+    name: Strings  # (M,)
+    utterance: NDArray[np.int64]  # indices of utterances, those of a model side by side
+    start: NDArray[np.int64]  # (M,) where in `utterance` each model's begin; none is without
 
 
 @dataclass(frozen=True)
 class Trials:
     """N trials over a list of utterances."""
 
-    enroll: NDArray[np.int64]  # (N,) index of the utterance
-    test: NDArray[np.int64]  # (N,)
-    target: NDArray[np.bool_]  # (N,) same speaker
+    enroll: NDArray[np.int64]  # (N,) index of the utterance, or of the model where there are `models`
+    test: NDArray[np.int64]  # (N,) index of the utterance
+    target: NDArray[np.bool_] | None  # (N,) same speaker; None where the list is blind
+    models: Models | None = None
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.test)
 
-
-@dataclass(frozen=True)
-class TrialNames:
-    """A list as it stands in a file: names of utterances, not yet looked up."""
-
-    file: Path
-    line: list[int]
-    enroll: list[str]
-    test: list[str]
-    target: list[bool]
-
-
-def read_trials(file: str | Path) -> TrialNames:
-    """Read `label enroll test` (VoxCeleb, label 0 or 1) or `enroll test target|nontarget` (Kaldi), told by content.
-
-    Raises UserError that names file and line.
-    """
-    file = Path(file).expanduser()
-    if not file.is_file():
-        raise UserError(f"{file}: no such trial list")
-    names = TrialNames(file, [], [], [], [])
-    kaldi = None
-    for number, text in enumerate(_lines(file), 1):
-        fields = text.split()
-        if not fields:
-            continue
-        if kaldi is None:
-            kaldi = len(fields) == 3 and fields[2] in _KALDI
-        form = "'enroll test target|nontarget'" if kaldi else "'0|1 enroll test'"
-        if len(fields) != 3:
-            raise UserError(f"{file}:{number}: expected {form}, got {text.strip()!r}")
-        enroll, test, label = fields if kaldi else (fields[1], fields[2], fields[0])
-        labels = _KALDI if kaldi else _VOXCELEB
-        if label not in labels:
-            raise UserError(f"{file}:{number}: expected {form}, got {text.strip()!r}")
-        names.line.append(number)
-        names.enroll.append(enroll)
-        names.test.append(test)
-        names.target.append(labels[label])
-    if not names.target:
-        raise UserError(f"{file}: the trial list is empty")
-    if len(set(names.target)) == 1:
-        kind = "targets" if names.target[0] else "non-targets"
-        raise UserError(f"{file}: all trials are {kind}; error rates need both")
-    return names
-
-
-_KALDI = {"target": True, "nontarget": False}
-_VOXCELEB = {"1": True, "0": False}
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not text, so no trial list") from error
-
-
-def look_up(names: TrialNames, index: Mapping[str, int]) -> Trials:
-    """Trials over the utterances of `index` (id -> position). Raises UserError with file and line of an unknown id."""
-    columns = []
-    for column in (names.enroll, names.test):
-        found = [index.get(name, -1) for name in column]
-        if -1 in found:
-            position = found.index(-1)
-            unknown = len({name for name in (*names.enroll, *names.test) if name not in index})
-            raise UserError(
-                f"{names.file}:{names.line[position]}: no utterance is called {column[position]!r} "
-                f"({unknown} such names in the list); ids are those of the manifest, or paths below data.root"
-            )
-        columns.append(np.array(found, dtype=np.int64))
-    return Trials(columns[0], columns[1], np.array(names.target))
+    def enrolled(self) -> NDArray[np.int64]:
+        """(N,) an utterance of the enrolment side of each trial, a model's first: whose label is the model's."""
+        return self.enroll if self.models is None else self.models.utterance[self.models.start[self.enroll]]
 
 
 def make_trials(label: NDArray[np.int64], max_pairs: int, seed: int) -> Trials | None:
