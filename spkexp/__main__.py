@@ -8,6 +8,8 @@ COMMANDS = {
     "train": "train an encoder, or go on with a run",
     "evaluate": "score a run on trials",
     "verify": "compare two recordings",
+    "prepare": "list a corpus once, and convert it",
+    "describe": "charts of a dataset: speakers, durations, levels",
     "profile": "parameters, MACs, memory and speed of models",
 }
 

@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import numpy as np
 import polars as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import checkpoint, distributed
-from spkexp.augment.speed import with_speed_copies
-from spkexp.config import RUN_TIME_ARGUMENTS
+from spkexp.augment.chain import prepared
+from spkexp.config import run_time_arguments
+from spkexp.data.classes import SPEAKER, labelled_set, require_no_lists
 from spkexp.data.dataset import Reading
-from spkexp.data.load import Data, describe, evaluation_set, require_label, with_durations
-from spkexp.data.manifest import Utterances, filter_table, read_table
+from spkexp.data.evaluation_set import EvaluationSet, Trained, evaluation_set
+from spkexp.data.load import Data, describe, require_label, with_durations
+from spkexp.data.manifest import filter_table, read_table
+from spkexp.data.prepared import Source, corpus_source, manifest_source, prepare
+from spkexp.data.sampler import Sampler
 from spkexp.data.split import split_table
+from spkexp.data.staging import staged
+from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
@@ -28,22 +35,57 @@ log = logging.getLogger(__name__)
 
 
 def build(node: DictConfig, path: str = "", **run_time: Any) -> Any:
-    """The object that `node` describes; of `run_time` it gets the arguments that RUN_TIME_ARGUMENTS lists for `path`.
+    """The object that `node` describes; of `run_time` it gets the arguments that `config` lists for `path`.
 
     A class takes only those of them that it names.
     """
     parameters = inspect.signature(hydra.utils.get_object(node._target_)).parameters
-    allowed = {key: run_time[key] for key in RUN_TIME_ARGUMENTS.get(path, ()) if key in parameters}
     arguments = OmegaConf.to_container(node, resolve=True)
     assert isinstance(arguments, dict)
+    return _instantiate(arguments, path, {k: run_time[k] for k in run_time_arguments(path) if k in parameters})
+
+
+def _instantiate(arguments: dict[Any, Any], path: str, objects: dict[str, Any]) -> Any:
+    """The object that a node with `arguments` describes, with `objects` as further arguments."""
     # Lists stay Python lists: what is saved in a model must not be a config object.
     try:
-        return hydra.utils.instantiate(arguments, **allowed, _recursive_=False, _convert_="all")
+        return hydra.utils.instantiate(arguments, **objects, _recursive_=False, _convert_="all")
     except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
         # What the signature cannot say (sizes that must divide, say) the constructor does, by ValueError.
-        if isinstance(error.__cause__, ValueError | TypeError | UserError):
-            raise UserError(f"{path or node._target_}: {error.__cause__}") from error
+        if isinstance(error.__cause__, ValueError | TypeError):
+            raise UserError(f"{path or arguments['_target_']}: {error.__cause__}") from error
         raise
+
+
+def augmentation(node: DictConfig | None, path: str, sample_rate: int) -> Any:
+    """The augmentation that `node` describes, ready to be used; None for none. sample_rate in Hz."""
+    if node is None:
+        return None
+    resolved = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(resolved, dict)
+    return prepared(_with_parts({str(key): value for key, value in resolved.items()}, path, sample_rate))
+
+
+def _with_parts(node: dict[str, Any], path: str, sample_rate: int) -> Any:
+    """The object that `node` describes; nodes among its arguments, also in mappings by name, are built first."""
+    objects: dict[str, Any] = {}
+    for key, value in node.items():
+        if not isinstance(value, dict):
+            continue
+        if "_target_" in value:
+            objects[key] = _with_parts(value, f"{path}.{key}", sample_rate)
+        elif value and all(isinstance(part, dict) for part in value.values()):
+            objects[key] = {
+                name: _with_parts(part, f"{path}.{key}.{name}", sample_rate) for name, part in value.items()
+            }
+    if "sample_rate" in inspect.signature(hydra.utils.get_object(node["_target_"])).parameters:
+        objects["sample_rate"] = sample_rate
+    try:
+        return _instantiate({key: value for key, value in node.items() if key not in objects}, path, objects)
+    except UserError as error:  # what reads files does not know its place in the config
+        raise UserError(str(error).replace("augment.…", f"{path}.")) from error
 
 
 def model(cfg: DictConfig) -> SpeakerModel:
@@ -72,12 +114,25 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     return speaker_model.eval(), cfg, folder
 
 
+def trained_head(cfg: DictConfig, folder: Path, embedding_size: int, trust: tuple[str, ...] = ()) -> Head:
+    """The classification head in the checkpoint `folder`, whose config is `cfg`; as to `trust` see `trained_model`."""
+    for target in _targets(cfg.loss):
+        _require_trusted(target, trust, folder / checkpoint.CONFIG)
+    classes = len(checkpoint.load_labels(folder))
+    # Counts and steps shape the loss alone, never the scores that classify.
+    counts = torch.ones(classes, dtype=torch.int64)
+    run_time = {"num_classes": classes, "class_counts": counts, "steps_per_epoch": 1}
+    trained = build(cfg.loss, "loss", embedding_size=embedding_size, **run_time)
+    checkpoint.load_into(trained, checkpoint.load_tensors(folder)[1], folder, "head")
+    return trained.eval()
+
+
 def _require_trusted(target: str, trust: tuple[str, ...], file: Path) -> None:
     """Raise UserError unless `target` is a class that a model part of spkexp, or a package in `trust`, defines itself.
 
     The first word of the path is not enough: `spkexp.build.torch.hub.load` walks through what a module imports.
     """
-    allowed = ("spkexp.models", "spkexp.features", *trust)
+    allowed = ("spkexp.models", "spkexp.features", "spkexp.losses", *trust)
     try:
         owner = owner_of(target)
     except TargetError as error:
@@ -107,8 +162,38 @@ def head(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoc
     )
 
 
+def sampler(cfg: DictConfig, train: Utterances, batch_size: int) -> Sampler:
+    """What makes up each step, over the training utterances and their speed copies (or one of each, as configured)."""
+    drawn = train.rows if cfg.augment.speed_copies == "one" else len(train)
+    return build(
+        cfg.data.sampler,
+        "data.sampler",
+        num_items=drawn,
+        label=train.label[:drawn],
+        duration=train.duration[:drawn],
+        shard=None if train.shard is None else train.shard[np.arange(drawn) % train.rows],
+        batch_size=batch_size,
+        crop_seconds=cfg.data.crop_seconds,
+    )
+
+
 def reading(cfg: DictConfig) -> Reading:
     return Reading(cfg.model.features.sample_rate, cfg.data.resample, cfg.data.mix_channels)
+
+
+def source(cfg: DictConfig) -> Source:
+    """The corpus or the manifest that the config names."""
+    data = cfg.data
+    root = None if data.root is None else Path(data.root).expanduser()
+    if data.corpus is not None:
+        if root is None:
+            raise UserError("data.root: the corpus needs the folder where it lies; give it as data.root=DIR")
+        corpus, node = build(data.corpus, "data.corpus"), OmegaConf.to_container(data.corpus, resolve=True)
+        return corpus_source(node, root, lambda: corpus.table(root))
+    if data.manifest is None:
+        raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
+    manifest = Path(data.manifest).expanduser()
+    return manifest_source(manifest, root, lambda: read_table(manifest, root))
 
 
 def table(cfg: DictConfig) -> tuple[pl.DataFrame, int]:
@@ -117,13 +202,8 @@ def table(cfg: DictConfig) -> tuple[pl.DataFrame, int]:
     One process does what writes to disk.
     """
     data = cfg.data
-    if data.corpus is not None:
-        corpus = build(data.corpus, "data.corpus")
-        found = distributed.main_first(lambda: corpus.table(Path(data.root).expanduser()))
-    elif data.manifest is not None:
-        found = read_table(data.manifest, data.root)
-    else:
-        raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
+    cache = Path(data.cache_dir).expanduser()
+    found = distributed.main_first(lambda: prepare(source(cfg), cache, keep=False).table)
     if data.split.by == "speaker" and "split" in found.columns:
         found = found.drop("split")
     found = filter_table(found, data.filter)
@@ -135,22 +215,32 @@ def data(cfg: DictConfig) -> Data:
     """Training utterances and evaluation sets. Raises UserError for anything wrong with them."""
     everything, skipped = table(cfg)
     settings = cfg.data
+    if settings.stage_dir is not None:
+        everything = staged(everything, Path(settings.stage_dir).expanduser())
     tables = split_table(everything, settings.label, settings.split.by, settings.split.fractions, settings.split.seed)
     log.info("data: %s", describe(tables, settings.label))
-    train = Utterances.of(with_speed_copies(tables["train"], settings.label, cfg.augment.speeds), settings.label)
+    train = Utterances.of(tables["train"], settings.label)
+    own_labels = settings.label == SPEAKER and cfg.augment.speed_label == "own"
+    train = train.with_speed_copies(cfg.augment.speeds, own_labels)
     if len(train.label_names) < 2:
         raise UserError(f"data: all {len(train)} training utterances are of one {settings.label}; training needs two")
-    evaluation = {}
+    evaluation: dict[str, EvaluationSet] = {}
+    if settings.label != SPEAKER:
+        require_no_lists(settings.label, [(f"data.trials.{name}", settings.trials[name]) for name in ("val", "test")])
+        sets = [labelled_set(name, tables[name], settings.label, train.label_names) for name in ("val", "test")]
+        return Data(train, {found.name: found for found in sets if found}, reading(cfg), skipped)
     for name in ("val", "test"):
         found = evaluation_set(
             name,
             tables[name],
             settings.label,
             settings.trials[name],
+            settings.trials.models,
             settings.trials.max_pairs,
             settings.split.seed,
             everything,
             settings.root,
+            Trained(train.label_names, tables["train"]["id"]),
         )
         if found is None:
             continue

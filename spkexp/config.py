@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
@@ -20,12 +20,11 @@ RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "model": ("features", "encoder", "pooling"),
     "model.encoder": ("in_channels",),
     "model.pooling": ("channels",),
-    "augment.waveform": ("seed",),
-    "augment.features": ("seed",),
+    "augment": ("sample_rate",),  # of every node below it
     "loss": ("num_classes", "embedding_size", "class_counts", "steps_per_epoch"),
     "trainer.optimizer": ("params",),
     "trainer.schedule": ("total_steps", "steps_per_epoch"),
-    "data.sampler": ("num_items",),
+    "data.sampler": ("num_items", "label", "duration", "shard", "batch_size", "crop_seconds"),
 }
 # Nodes that `spkexp.build` turns into objects and that must be there.
 REQUIRED_NODES = ("model.features", "model.encoder", "model.pooling")
@@ -59,6 +58,11 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
 
+def run_time_arguments(path: str) -> tuple[str, ...]:
+    """The arguments that the node at `path` gets from `spkexp.build`."""
+    return RUN_TIME_ARGUMENTS.get("augment" if path.startswith("augment.") else path, ())
+
+
 def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
     """Mistakes of one `_target_` node: an unknown target, unknown or missing arguments, wrong types."""
     target = node["_target_"]
@@ -68,7 +72,7 @@ def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
         signature = read_signature(target)
     except TargetError as error:
         return [f"{path}._target_: {error}"]
-    run_time = RUN_TIME_ARGUMENTS.get(path, ())
+    run_time = run_time_arguments(path)
     mistakes = []
     for key, value in node.items():
         if key == "_target_":
@@ -94,16 +98,27 @@ def _needs(signature: Signature, key: str) -> str:
 
 def _plain(cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
     """The config as plain containers, and the mistakes of keys that cannot be resolved."""
-    mistakes = []
+    # Not OmegaConf.missing_keys: it fails at an interpolation of a key that is missing.
+    missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
+    mistakes = [f"{path}: missing; give it as {path}=VALUE" for path in missing]
     try:
-        for path in sorted(OmegaConf.missing_keys(cfg)):
-            mistakes.append(f"{path}: missing; give it as {path}=VALUE")
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except InterpolationToMissingValueError as error:
+        raise ConfigError(mistakes) from error
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         raise ConfigError([*mistakes, f"{error.full_key or 'config'}: {message}"]) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}, mistakes
+
+
+def _missing(value: object, path: str = "") -> Iterator[str]:
+    """Paths of the keys that are "???"."""
+    if isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _missing(child, f"{path}.{key}" if path else str(key))
+    elif value == "???":
+        yield path
 
 
 def _is_node(value: object) -> bool:

@@ -18,10 +18,19 @@ SYNOPSIS
 
 KEYS
   model=RUN        a run folder (its best checkpoint) or a checkpoint folder
-  trials=FILE      `0|1 enroll test` or `enroll test target|nontarget` a line.
+  trials=FILE      a trial a line, in any of these forms:
+                     0|1 enroll test                   VoxCeleb, VoxSRC
+                     enroll test target|nontarget      Kaldi
+                     enroll test 0|1                   CN-Celeb
+                     enroll test tgt|imp               SITW
+                     enroll test                       blind: scores only
                    Names are utterance ids of the run's data, or files below
-                   data.root, FILE's folder or the current folder.
+                   data.root, FILE's folder (or the one above it) or the
+                   current folder; extension and leading folders may differ.
                    Without it: the run's own validation and test trials.
+  models=FILE      `MODEL utterance [utterance ...]` a line, where trials enrol
+                   models of several utterances (CN-Celeb's enroll.map, SITW's
+                   enroll-core.lst, Kaldi's spk2utt)
   data.root=DIR    where the audio lies; default: as in the run
   output=DIR       where results go; default: the run folder
   device=auto      auto, cpu or cuda
@@ -29,6 +38,9 @@ KEYS
 
 FILES
   results.json (an entry for each trial list), scores/<trials>.txt, plots/det-<trials>.png
+  Of a run that learnt another label than the speaker (data.label), without
+  trials=FILE: scores/<split>.csv (every answer), scores/confusion-<split>.csv,
+  plots/confusion-<split>.png
 """
 
 
@@ -37,6 +49,7 @@ class Arguments(BaseModel):
 
     model: Text
     trials: Text | None = None
+    models: Text | None = None
     root: Text | None = Field(None, alias="data.root")
     output: Text | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -55,6 +68,7 @@ def main() -> None:
             evaluate(
                 Path(arguments.model),
                 Path(arguments.trials) if arguments.trials else None,
+                Path(arguments.models) if arguments.models else None,
                 arguments.root,
                 Path(arguments.output) if arguments.output else None,
                 device,

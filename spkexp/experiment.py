@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import build, checkpoint, distributed, run_folder
 from spkexp.cli import set_up_logging
 from spkexp.data.dataset import Batch, Crops, Parts, loader
-from spkexp.data.load import EvaluationSet, steps_per_epoch
+from spkexp.data.load import EvaluationSet
 from spkexp.errors import ConfigError, UserError
 from spkexp.meter import BadFiles, Meter
+from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.report.table import results_table
-from spkexp.scoring.verification import Policy, Scored, closed_set_accuracy, score, summarise, write_scores
+from spkexp.scoring.classification import classify_all, closed_set, largest_class, summarise_classes
+from spkexp.scoring.verification import Policy, Scored, score, summarise, write_scores
 from spkexp.sections import Scoring, Tracking
 from spkexp.sections import Trainer as TrainerSettings
 from spkexp.step import TrainStep
@@ -50,10 +51,13 @@ class Experiment:
     def _build(self, resumed: bool) -> None:
         self.data = build.data(self.cfg)
         self.labels = self.data.train.label_names
-        self.steps_per_epoch = steps_per_epoch(self.data.train, self.settings.batch_size)
+        self.sampler = build.sampler(self.cfg, self.data.train, self.settings.batch_size)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
         last = self.settings.epochs * self.steps_per_epoch
         self.total_steps = min(last, self.settings.max_steps or last)
         found = checkpoint.repaired(self.folder / "checkpoints" / "last") if resumed else None
+        rate = self.cfg.model.features.sample_rate
+        self.augmentation = build.augmentation(self.cfg.augment.waveform, "augment.waveform", rate)
         self.train_step = self._build_step(pretrained=found is None)
         self.trainer = self._build_trainer(resumed, found)
         if resumed and distributed.is_main():  # the next resume goes by what changed in this one
@@ -78,17 +82,20 @@ class Experiment:
     def _check_against_machine(self) -> None:
         """What `config.check` cannot know: the processes and the device of this launch."""
         mistakes = []
-        size, parts = self.settings.batch_size, self.settings.accumulate * distributed.world_size()
+        # A sampler of batches of several sizes says what all of them are multiples of.
+        multiple = self.cfg.data.sampler.get("multiple_of")
+        key = "trainer.batch_size" if multiple is None else "data.sampler.multiple_of"
+        size, parts = multiple or self.settings.batch_size, self.settings.accumulate * distributed.world_size()
         if size % parts:
             mistakes.append(
-                f"trainer.batch_size: {size} utterances cannot be shared equally by {distributed.world_size()} "
+                f"{key}: {size} utterances cannot be shared equally by {distributed.world_size()} "
                 f"processes × trainer.accumulate={self.settings.accumulate}; choose a multiple of {parts}"
             )
         if self.settings.precision == "fp16" and self.device.type != "cuda":
             mistakes.append("trainer.precision: fp16 needs a CUDA device; bf16 runs here too")
         if size // parts == 1:
             mistakes.append(
-                f"trainer.batch_size: batch normalisation needs two utterances in each of the {parts} parts; "
+                f"{key}: batch normalisation needs two utterances in each of the {parts} parts; "
                 f"choose at least {2 * parts}"
             )
         if mistakes:
@@ -106,13 +113,8 @@ class Experiment:
         elif pretrained:
             distributed.main_first(model.load_pretrained)  # one process downloads
         head = build.head(cfg, self.data.train, model.embedding_size, self.steps_per_epoch)
-        waveform, features = (cfg.augment[key] for key in ("waveform", "features"))
-        return TrainStep(
-            model,
-            head,
-            build.build(waveform, "augment.waveform", seed=cfg.seed) if waveform else None,
-            build.build(features, "augment.features", seed=cfg.seed) if features else None,
-        ).to(self.device)
+        features = build.augmentation(cfg.augment.features, "augment.features", cfg.model.features.sample_rate)
+        return TrainStep(model, head, self.augmentation, features).to(self.device)
 
     def _build_trainer(self, resumed: bool, found: Path | None) -> Trainer:
         cfg, train = self.cfg, self.data.train
@@ -152,19 +154,18 @@ class Experiment:
 
     def _batches(self) -> Callable[[int], Iterator[Batch]]:
         cfg, data = self.cfg.data, self.data
-        longest = float(data.train.duration.max())
-        if longest < cfg.crop_seconds:
-            log.info("crops of %.2f s: no training utterance reaches data.crop_seconds=%g", longest, cfg.crop_seconds)
-        crops = Crops(data.train, data.reading, min(cfg.crop_seconds, longest), cfg.short, self.cfg.seed)
-        sampler = build.build(cfg.sampler, "data.sampler", num_items=len(data.train))
+        seconds, longest = cfg.crop_seconds, float(data.train.duration.max())
+        if seconds is not None and longest < seconds:
+            log.info("crops of %.2f s: no training utterance reaches data.crop_seconds=%g", longest, seconds)
+            seconds = longest
+        one_copy = self.cfg.augment.speed_copies == "one"
+        crops = Crops(data.train, data.reading, seconds, cfg.short, self.cfg.seed, one_copy, self.augmentation)
 
         def batches(step: int) -> Iterator[Batch]:
             parts = Parts(
-                sampler,
+                self.sampler,
                 self.cfg.seed,
-                self.settings.batch_size,
                 range(step, self.total_steps),
-                self.steps_per_epoch,
                 self.settings.accumulate,
                 distributed.world_size(),
                 distributed.rank(),
@@ -186,14 +187,7 @@ class Experiment:
         return self._evaluate(self.data.evaluation["val"], should_stop)
 
     def _closed_set(self, scored: Scored) -> dict[str, float]:
-        """{"accuracy": …} of the head, where every speaker of the set was trained on; else nothing."""
-        with torch.inference_mode():
-            embeddings = torch.from_numpy(scored.embeddings).to(self.device)
-            predicted = self.train_step.head.scores(embeddings).argmax(dim=1).cpu().numpy()
-        # What could not be read was never classified: its embedding is NaN.
-        readable = np.asarray(np.isfinite(scored.embeddings).all(axis=1))
-        accuracy = closed_set_accuracy(predicted, readable, scored.set.utterances, self.labels)
-        return {} if accuracy is None else {"accuracy": accuracy}
+        return closed_set(self.train_step.head, scored, self.cfg.data.label, self.labels, self.device)
 
     def _report(self) -> dict[str, Any]:
         """Score the best checkpoint and the untrained encoder on every trial list; write results, scores and plots."""
@@ -202,8 +196,10 @@ class Experiment:
         checkpoint.load_into(self.train_step.model, checkpoint.load_tensors(best)[0], best, "model")
         checkpoint.load_into(self.train_step.head, checkpoint.load_tensors(best)[1], best, "head")
         scored = {name: self._score(evaluation) for name, evaluation in self.data.evaluation.items()}
-        classified = {name: self._closed_set(result) for name, result in scored.items()}
-        untrained = self._untrained()
+        closed = {name: self._closed_set(result) for name, result in scored.items()}
+        classified = classify_all(self.train_step.head, scored, cfg.data.label, self.labels, self.device)
+        untrained = {} if classified else self._untrained()  # a classifier's chance level is its largest class
+        utterances = trainer.step * self.sampler.utterances_per_epoch / self.steps_per_epoch
         results = {
             "model": cfg.names.model,
             "data": cfg.names.data,
@@ -213,7 +209,7 @@ class Experiment:
             "steps": trainer.step,
             "best_step": trainer.best.get("step", trainer.step),
             "train_seconds": round(trainer.seconds, 3),
-            "utterances_per_second": round(trainer.step * self.settings.batch_size / max(trainer.seconds, 1e-9), 3),
+            "utterances_per_second": round(utterances / max(trainer.seconds, 1e-9), 3),
             "skipped_files": self.data.skipped + len(trainer.bad_files),
             "trials": {},
         }
@@ -222,11 +218,15 @@ class Experiment:
         for name, result in scored.items():
             results["trials"][name] = {
                 **summarise(result, self.scoring, interval=True),
-                **classified[name],
+                **closed[name],
                 **({"untrained": untrained[name]} if untrained else {}),
             }
             if self.scoring.save_scores and result.trials is not None:
                 write_scores(self.folder / "scores" / f"{name}.txt", result)
+        for name, answers in classified.items():
+            majority = largest_class(self.data.train)
+            results["trials"][name] = summarise_classes(answers, self.scoring.bootstrap, majority)
+            write_classified(self.folder, answers, self.scoring.save_scores)
         det_plot(self.folder / "plots" / "det.png", scored)
         run_folder.write_json(self.folder / "results.json", results)
         return results
@@ -251,11 +251,11 @@ class Experiment:
             self.cfg.names.model, size / 1e6, self.train_step.model.embedding_size, len(self.labels),
         )  # fmt: skip
         log.info(
-            "training: %d steps, %d an epoch of %d utterances (%d left over, others each epoch), on %s%s",
+            "training: %d steps, %d an epoch, which takes %d of %d utterances, on %s%s",
             self.total_steps,
             self.steps_per_epoch,
+            self.sampler.utterances_per_epoch,
             len(self.data.train),
-            len(self.data.train) % self.settings.batch_size,
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
             else f"{torch.get_num_threads()} threads",

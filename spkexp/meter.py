@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spkexp import distributed
 from spkexp.data.dataset import Bad, Batch
-from spkexp.data.manifest import Strings
+from spkexp.data.utterances import Strings
 from spkexp.errors import UserError
 from spkexp.step import StepOutput
 
@@ -153,13 +153,18 @@ class BadFiles:
         self._on_error, self._limit, self._total = on_error, max_bad_fraction, total
         self._seen: set[str] = set()
         self._found: list[Bad] = []
+        self._noted: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def add(self, batch: Batch) -> None:
         """Take note of what `batch` could not read. Raises UserError where nothing of it could be."""
-        self._found += [entry for entry in batch.bad if entry.id not in self._seen]
+        self._found += [entry for entry in batch.bad if entry.id not in self._seen and not entry.of_augmentation]
+        for entry in batch.bad:  # nothing is lost by them
+            if entry.of_augmentation and entry.id not in self._noted:
+                self._noted.add(entry.id)
+                log.warning("augmentation: %s: %s; another was taken in its place", entry.id, entry.reason)
         if len(batch.item) == 0:
             raise UserError(f"{batch.bad[-1].reason} (and so it went with all that were drawn in its place)")
 

@@ -36,6 +36,7 @@ class Split(Section):
 class TrialLists(Section):
     val: Text | None
     test: Text | None
+    models: Text | None
     max_pairs: PositiveInt
 
 
@@ -47,18 +48,24 @@ class Data(Section):
     label: Text
     split: Split
     trials: TrialLists
-    crop_seconds: Annotated[float, Ge(0.1)]
+    crop_seconds: Annotated[float, Ge(0.1)] | None
     short: Literal["wrap", "pad"]
     resample: bool
     mix_channels: bool
     sampler: Node
     num_workers: NonNegativeInt | None
+    cache_dir: Text
+    stage_dir: Text | None
     on_error: Literal["raise", "skip"]
     max_bad_fraction: Share
 
 
 class Augment(Section):
+    musan: Text | None
+    rirs: Text | None
     speeds: list[Annotated[float, Ge(0.5), Le(2)]]
+    speed_label: Literal["own", "same"]
+    speed_copies: Literal["all", "one"]
     waveform: Node | None
     features: Node | None
 

@@ -1,10 +1,14 @@
 """The path of a batch, from waveform to loss. What DDP wraps."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spkexp.augment.augmentation import Augmentation, Signal
+from spkexp.augment.spectral import SpecAugment
 from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
 
@@ -21,8 +25,8 @@ class TrainStep(nn.Module):
         self,
         model: SpeakerModel,
         head: Head,
-        augment_waveform: nn.Module | None,
-        augment_features: nn.Module | None,
+        augment_waveform: Augmentation | None,
+        augment_features: SpecAugment | None,
     ) -> None:
         super().__init__()
         self.model, self.head = model, head
@@ -39,17 +43,28 @@ class TrainStep(nn.Module):
         return [{"params": decayed}, *([{"params": exempt, "weight_decay": 0.0}] if exempt else [])]
 
     def forward(
-        self, waveform: Tensor, lengths: Tensor, label: Tensor, item: Tensor, epoch: int, step: int
+        self,
+        waveform: Tensor,
+        lengths: Tensor,
+        label: Tensor,
+        key: Tensor,
+        material: Sequence[Tensor],
+        step: int,
     ) -> StepOutput:
-        """waveform: (B, samples); lengths: (B,) samples; label: (B,) class index; item: (B,) utterance index.
+        """waveform: (B, samples); lengths: (B,) samples; label: (B,) class index.
 
-        Augmentations draw from (seed, epoch, item), so they get both.
+        Augmentations draw from `key` (B,), which stands for (seed, epoch, item) and lies on the CPU as `lengths` does;
+        `material` is what the loader read for them. They may return more rows than they got.
         """
-        if self.augment_waveform is not None:
-            waveform, lengths = self.augment_waveform(waveform, lengths, item, epoch)
+        keys = key.numpy().view(np.uint64)
+        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
+            if self.augment_waveform is not None:
+                signal = Signal(waveform, lengths, keys, np.arange(len(keys)))
+                waveform, lengths, keys, source = self.augment_waveform(signal, iter(material))
+                label = label[torch.from_numpy(source).to(label.device, non_blocking=True)]
         features, lengths = self.model.extract_features(waveform, lengths)
         if self.augment_features is not None:
-            features = self.augment_features(features, lengths, item, epoch)
+            features = self.augment_features(features, lengths, keys)
         embedding = self.model.embed(features, lengths)
         loss, scores = self.head(embedding, label, step)
         with torch.no_grad():

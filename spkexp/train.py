@@ -9,7 +9,16 @@ from spkexp.cli import hydra_command, set_up_logging
 from spkexp.resume import config_to_resume
 
 # A run is evaluated and resumed from wherever its user stands then.
-PATHS = ("data.manifest", "data.root", "data.trials.val", "data.trials.test", "init_from", "run_dir")
+PATHS = (
+    *(
+        f"data.{key}"
+        for key in ("manifest", "root", "cache_dir", "stage_dir", "trials.val", "trials.test", "trials.models")
+    ),
+    "augment.musan",
+    "augment.rirs",
+    "init_from",
+    "run_dir",
+)
 
 
 def with_absolute_paths(cfg: DictConfig) -> DictConfig:

@@ -120,12 +120,10 @@ class Trainer:
 
     def _forward(self, module: nn.Module, batch: Batch) -> StepOutput:
         dtype = _AUTOCAST[self.settings.precision]
-        waveform, label, item = (
-            tensor.to(self.device, non_blocking=True) for tensor in (batch.waveform, batch.label, batch.item)
-        )
+        waveform, label = (tensor.to(self.device, non_blocking=True) for tensor in (batch.waveform, batch.label))
         # Lengths stay on the CPU: whether masks are needed is then known without waiting for the device.
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return module(waveform, batch.lengths, label, item, epoch=self.step // self.steps_per_epoch, step=self.step)
+            return module(waveform, batch.lengths, label, batch.key, batch.material, step=self.step)
 
     def _validation_due(self) -> bool:
         every = self.settings.validate_every * self.steps_per_epoch
@@ -140,16 +138,15 @@ class Trainer:
         except Interrupted:  # the weights are saved; the resumed run validates first
             raise stop.stopped() from None
         self.validated = self.step
-        criterion, value = ("EER", metrics["eer"]) if "eer" in metrics else ("error", 1.0 - metrics["accuracy"])
+        shown, value = criterion(metrics)
         better = value < self.best.get("value", float("inf"))
         if better:
             self.best = {"step": self.step, "value": value}
         self.tracker.log(self.step, {"epoch": self.epoch, "seconds": round(self.seconds, 3), "val": metrics})
         log.info(
-            "epoch %g  val %s %.2f %%%s  loss %.3f  %.0f utt/s  %.0f s",
+            "epoch %g  val %s%s  loss %.3f  %.0f utt/s  %.0f s",
             self.epoch,
-            criterion,
-            100 * value,
+            shown,
             " (best)" if better else "",
             self.meter.latest()["loss"],
             self.meter.latest()["utterances_per_second"],
@@ -234,3 +231,18 @@ class Trainer:
         self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
         self.seconds = state["seconds"]
         self._saved = (self.step, self.validated)
+
+
+def criterion(metrics: dict[str, Any]) -> tuple[str, float]:
+    """What chooses the best checkpoint, in words, and its value, the lower the better.
+
+    The EER where there are trials; for classes other than speakers the macro F1, which no answering of the largest
+    class can raise; else the errors of the closed set.
+    """
+    if "eer" in metrics:
+        return f"EER {100 * metrics['eer']:.2f} %", metrics["eer"]
+    if "macro_f1" in metrics:
+        shown = f"macro F1 {100 * metrics['macro_f1']:.2f} %, accuracy {100 * metrics['accuracy']:.2f} %"
+        return shown, 1.0 - metrics["macro_f1"]
+    errors = 1.0 - metrics["accuracy"]
+    return f"error {100 * errors:.2f} %", errors

@@ -1,5 +1,9 @@
 """Small real material that several tests share."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
+
+# Of everything that is run here, in this process and in others; synthetic voices have a place of their own.
+os.environ["SPKEXP_CACHE"] = tempfile.mkdtemp(prefix="spkexp-cache-")
+atexit.register(shutil.rmtree, os.environ["SPKEXP_CACHE"], ignore_errors=True)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from spkexp import build, checkpoint, evaluate, run_folder, train
 from spkexp.cli import compose_config
-from spkexp.data.manifest import Utterances
+from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.scoring.verification import closed_set_accuracy
 from tests.conftest import Corpus

@@ -22,10 +22,10 @@ LAYERS = (
     ("features", "ops"),
 )
 # What a config says and how it is checked: below the entry points, and none of the business of LEARNING.
-SETTINGS = ("cli", "arguments", "resume", "config", "signature", "sections")
+SETTINGS = ("cli", "arguments", "overrides", "resume", "config", "signature", "sections")
 DISTRIBUTED = ("distributed",)
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
-LEAVES = ("__init__", "errors", "types", "counter", "allocator")
+LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar")
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.

@@ -141,7 +141,8 @@ def _evaluate_and_verify(folder: Path, manifest: Path, eer: float, tmp_path: Pat
     printed = re.search(r"score (-?\d\.\d+)\n(same speaker|different speakers) \(threshold (-?[\d.]+)", done.stdout)
     assert printed
     assert float(printed[1]) == pytest.approx(float(value), abs=1e-4)
-    assert (printed[2] == "same speaker") == (float(printed[1]) > float(printed[3]))
+    if printed[1] != printed[3]:  # scores of a model so little trained lie close, so that the digits may agree
+        assert (printed[2] == "same speaker") == (float(printed[1]) > float(printed[3]))
     missing = run("verify", f"model={folder}", "no.wav", f"{manifest.parent}/{b}.wav")
     assert missing.returncode == 2
     assert missing.stderr.startswith("spkexp: no.wav: ")
@@ -281,32 +282,48 @@ def test_two_processes_say_what_one_says(make_corpus: Corpus, tmp_path: Path) ->
 
 
 def test_augmentation_from_outside(make_corpus: Corpus, tmp_path: Path) -> None:
-    """A class from another package, by import path, gets the item and the epoch that its randomness is to come from."""
+    """A class from another package, by import path, inside a chain of ours; it draws from each row's own key."""
     manifest = make_corpus()
     (tmp_path / "outside.py").write_text(
-        "import torch\n"
-        "class Record(torch.nn.Module):\n"
-        "    def __init__(self, gain: float, seed: int):\n"
-        "        super().__init__()\n"
-        "        self.gain, self.seed = gain, seed\n"
-        "    def forward(self, waveform, lengths, item, epoch):\n"
-        "        print('augmented', self.seed, epoch, tuple(item.shape), flush=True)\n"
-        "        return self.gain * waveform, lengths\n"
+        "from spkexp.augment.augmentation import RowAugmentation, column\n"
+        "class Fade(RowAugmentation):\n"
+        "    def __init__(self, probability: float, low: float, sample_rate: int):\n"
+        "        super().__init__(probability)\n"
+        "        self.low, self.sample_rate = low, sample_rate\n"
+        "    def change(self, waveform, lengths, key, *material):\n"
+        "        gain = self.uniform(key, 0, self.low, 1.0)\n"
+        "        print('faded', self.sample_rate, len(key), len(set(gain)), flush=True)\n"
+        "        return waveform * column(gain, waveform), lengths\n"
     )
     ENVIRONMENT_WITH = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     arguments = [*TINY, f"data.manifest='{manifest}'", f"run_dir='{tmp_path}/run'", "trainer.max_steps=5", "seed=3"]
-    node = "augment.waveform={_target_: outside.Record, gain: 0.5}"
+    node = (
+        "augment.waveform={_target_: spkexp.augment.chain.Parallel, keep_original: true, "
+        "branches: {faded: {_target_: outside.Fade, probability: 1.0, low: 0.5}}}"
+    )
     done = subprocess.run(
         command("train", *arguments, node), env=ENVIRONMENT_WITH, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("augmented")]
-    assert lines == [f"augmented 3 {epoch} (8,)" for epoch in (0, 0, 0, 0, 1)]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("faded")]
+    assert lines == ["faded 16000 8 8"] * 5
     wrong = subprocess.run(
-        command("train", *arguments, node.replace("gain", "gian")), env=ENVIRONMENT_WITH, capture_output=True, text=True
+        command("train", *arguments, node.replace("low", "lwo")), env=ENVIRONMENT_WITH, capture_output=True, text=True
     )
     assert wrong.returncode == 2
-    assert "augment.waveform.gian: Record takes no 'gian'; did you mean 'gain'?" in wrong.stderr
+    assert "augment.waveform.branches.faded.lwo: Fade takes no 'lwo'; did you mean 'low'?" in wrong.stderr
+
+
+def test_augmented_training_repeats_with_any_number_of_workers(make_corpus: Corpus, tmp_path: Path) -> None:
+    """Noise, rooms, speeds and a sampler that repeats utterances: the same weights."""
+    manifest = make_corpus()
+    changes = ["augment=simulated", "augment.speeds=[0.9]", "augment.speed_copies=one", "data/sampler=speakers"]
+    changes = ["trainer.epochs=2", *changes]
+    alone = train(manifest, tmp_path / "alone", *changes)
+    helped = train(manifest, tmp_path / "helped", *changes, "data.num_workers=2")
+    assert_identical(alone, helped)
+    clean = tensors(train(manifest, tmp_path / "clean", *changes, "augment=none"))
+    assert any(not torch.equal(tensor, clean[name]) for name, tensor in tensors(alone).items() if name in clean)
 
 
 def test_ctrl_c_with_workers_saves(make_corpus: Corpus, tmp_path: Path) -> None:

@@ -11,25 +11,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spkexp.augment.augmentation import Augmentation, Material
 from spkexp.augment.speed import change_speed
-from spkexp.counter import uniform
+from spkexp.counter import Keys, item_keys, uniform
 from spkexp.data import audio
-from spkexp.data.manifest import Utterances
-from spkexp.data.sampler import RandomSampler, parts_of_batch
+from spkexp.data.sampler import Items, Sampler, parts_of_batch
+from spkexp.data.utterances import Utterances
 from spkexp.errors import AudioError
 
-# Streams of `counter.uniform`: what is drawn about an item.
-CROP, SUBSTITUTE = 0, 1
+# Streams of `counter.uniform`: what is drawn about an item. Augmentations have those from 64 on.
+CROP, SPEED, SUBSTITUTE = 0, 1, 2
 MAX_SUBSTITUTES = 20
 
-Key = tuple[int, int]  # epoch, item: all that a batch depends on besides the seed
+Key = tuple[int, int, int]  # epoch, item, draw: all that an item of a batch depends on besides the seed
 
 
 class Bad(NamedTuple):
-    """An utterance that cannot be used, and why."""
+    """An utterance, or a recording for an augmentation, that cannot be used, and why."""
 
-    id: str
+    id: str  # of a recording: its file
     reason: str
+    of_augmentation: bool = False
 
 
 class Batch(NamedTuple):
@@ -39,6 +41,8 @@ class Batch(NamedTuple):
     lengths: Tensor  # (B,) samples of each row; what lies behind is zero
     label: Tensor  # (B,) index of the speaker
     item: Tensor  # (B,) index of the utterance
+    key: Tensor  # (B,) the bits of `counter.Keys`, from which all random choices about a row derive
+    material: list[Tensor]  # what the augmentations need from disk
     bad: list[Bad]  # found while reading this batch
 
 
@@ -52,64 +56,84 @@ class Reading:
 
 
 class Crops(Dataset[Batch]):
-    """Random crops of `crop_seconds`; where each starts is a function of (seed, epoch, item).
+    """Random crops of `crop_seconds`, or whole utterances; drawn by (seed, epoch, item, draw) alone.
 
-    short "wrap" repeats an utterance that is shorter than the crop, "pad" follows it by zeros. A file that cannot be
-    read gives way to another utterance, drawn from the item's own counter, and is listed in the batch's `bad`; where
-    MAX_SUBSTITUTES of those cannot be read either, the batch is empty.
+    short "wrap" repeats an utterance that is shorter than the crop, "pad" follows it by zeros. With `one_copy` an item
+    is an utterance, of which each epoch takes one of the speed copies. A file that cannot be read gives way to another
+    utterance, drawn from the item's own counter, and is listed in the batch's `bad`; where MAX_SUBSTITUTES of those
+    cannot be read either, the batch is empty.
     """
 
     def __init__(
-        self, utterances: Utterances, reading: Reading, crop_seconds: float, short: Literal["wrap", "pad"], seed: int
+        self,
+        utterances: Utterances,
+        reading: Reading,
+        crop_seconds: float | None,
+        short: Literal["wrap", "pad"],
+        seed: int,
+        one_copy: bool,
+        augmentation: Augmentation | None,
     ) -> None:
         self.utterances, self.reading, self.short, self.seed = utterances, reading, short, seed
-        self.num_samples = round(crop_seconds * reading.sample_rate)
+        self.one_copy, self.augmentation = one_copy, augmentation
+        self.num_samples = None if crop_seconds is None else round(crop_seconds * reading.sample_rate)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        epoch, items = keys[0][0], np.array([item for _, item in keys])
-        position = uniform(self.seed, epoch, items, CROP)
-        waveform = np.zeros((len(keys), self.num_samples), dtype=np.float32)
-        lengths = np.full(len(keys), self.num_samples)
-        used = items.copy()
+        epoch, drawn = keys[0][0], np.array(keys, dtype=np.int64)
+        key = item_keys(self.seed, epoch, drawn[:, 1], drawn[:, 2])
+        items = drawn[:, 1]
+        if self.one_copy:
+            items = items + self.utterances.rows * self._drawn_copies(key)
         bad: list[Bad] = []
-        for row in range(len(keys)):
-            found = self._read(epoch, items[row], position[row], bad)
+        waves: list[NDArray[np.float32]] = []
+        used = []
+        for item, own in zip(items.tolist(), key, strict=True):
+            found = self._read(item, own, bad)
             if found is None:
-                # An exception would come out of a worker process as its traceback: an empty batch tells instead.
-                none = items[:0]
-                return _batch(waveform[:0], lengths[:0], none, none, bad)
-            used[row], crop = found
-            if len(crop) < self.num_samples and self.short == "wrap":
-                crop = np.resize(crop, self.num_samples)
-            waveform[row, : len(crop)] = crop
-            lengths[row] = len(crop)
-        label = self.utterances.label[used]
-        return _batch(waveform, lengths, label, used, bad)
+                return _no_batch(bad)
+            used.append(found[0])
+            waves.append(found[1])
+        waveform, lengths = _padded(waves, self.num_samples)
+        material = Material()
+        if self.augmentation is not None:
+            try:
+                self.augmentation.read(key, waveform.shape[1], material)
+            except AudioError as error:  # none of the recordings of an augmentation can be used
+                return _no_batch([*bad, Bad("augment", str(error), True)])
+            bad += [Bad(file, reason, True) for file, reason in material.bad]
+        return _batch(waveform, lengths, self.utterances, used, key, material.tensors, bad)
 
-    def _read(self, epoch: int, item: int, position: float, bad: list[Bad]) -> tuple[int, NDArray[np.float32]] | None:
-        """(the item used, at most num_samples of it); None where no other that was drawn can be read either."""
+    def _drawn_copies(self, key: Keys) -> Items:
+        return (uniform(key, SPEED) * len(self.utterances.speeds)).astype(np.int64)
+
+    def _read(self, item: int, key: np.uint64, bad: list[Bad]) -> tuple[int, NDArray[np.float32]] | None:
+        """(the item used, its samples); None where no other that was drawn can be read either."""
+        own = np.array([key])
         candidate = item
         for attempt in range(1 + MAX_SUBSTITUTES):
             try:
-                return candidate, self._crop(candidate, position)
+                return candidate, self._wave(candidate, float(uniform(own, CROP)[0]))
             except AudioError as error:
                 bad.append(Bad(self.utterances.id[candidate], str(error)))
-                draw = uniform(self.seed, epoch, np.array([item]), SUBSTITUTE + attempt)[0]
-                candidate = int(draw * len(self.utterances))
+                candidate = int(uniform(own, SUBSTITUTE + attempt)[0] * len(self.utterances))
         return None
 
-    def _crop(self, item: int, position: float) -> NDArray[np.float32]:
+    def _wave(self, item: int, position: float) -> NDArray[np.float32]:
+        if self.num_samples is None:
+            return _whole(self.utterances, item, self.reading)
         speed = self.utterances.speed_of(item)
         crop = audio.read_crop(
             self.utterances.path[item],
             round(self.num_samples * speed),
             position,
             segment=self.utterances.segment(item, self.reading.sample_rate),
+            part=self.utterances.part_of(item),
             sample_rate=self.reading.sample_rate,
             resample=self.reading.resample,
             mix_channels=self.reading.mix_channels,
         )
-        return change_speed(crop, speed)[: self.num_samples]
+        crop = change_speed(crop, speed)[: self.num_samples]
+        return np.resize(crop, self.num_samples) if self.short == "wrap" and len(crop) < self.num_samples else crop
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -122,44 +146,69 @@ class WholeUtterances(Dataset[Batch]):
         self.utterances, self.reading = utterances, reading
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
-        waves, used, bad = [], [], []
+        waves, used, bad = [], [], list[Bad]()
         for item in items:
             try:
-                start, stop = self.utterances.segment(item, self.reading.sample_rate) or (0, None)
-                wave = audio.read(
-                    self.utterances.path[item],
-                    start,
-                    None if stop is None else stop - start,
-                    sample_rate=self.reading.sample_rate,
-                    resample=self.reading.resample,
-                    mix_channels=self.reading.mix_channels,
-                )
+                waves.append(_whole(self.utterances, item, self.reading))
             except AudioError as error:
                 bad.append(Bad(self.utterances.id[item], str(error)))
             else:
-                waves.append(wave)
                 used.append(item)
-        lengths = np.array([len(wave) for wave in waves], dtype=np.int64)
-        waveform = np.zeros((len(waves), lengths.max(initial=0)), dtype=np.float32)
-        for row, wave in zip(waveform, waves, strict=True):
-            row[: len(wave)] = wave
-        label = self.utterances.label[used] if used else np.empty(0, dtype=np.int64)
-        return _batch(waveform, lengths, label, np.array(used, dtype=np.int64), bad)
+        waveform, lengths = _padded(waves, None)
+        return _batch(waveform, lengths, self.utterances, used, np.zeros(len(used), dtype=np.uint64), [], bad)
 
     def __len__(self) -> int:
         return len(self.utterances)
 
 
+def _whole(utterances: Utterances, item: int, reading: Reading) -> NDArray[np.float32]:
+    start, stop = utterances.segment(item, reading.sample_rate) or (0, None)
+    wave = audio.read(
+        utterances.path[item],
+        start,
+        None if stop is None else stop - start,
+        part=utterances.part_of(item),
+        sample_rate=reading.sample_rate,
+        resample=reading.resample,
+        mix_channels=reading.mix_channels,
+    )
+    return change_speed(wave, utterances.speed_of(item))
+
+
+def _padded(waves: Sequence[NDArray[np.float32]], width: int | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(B, width) waves with zeros behind them, and their lengths (B,); width None: that of the longest."""
+    lengths = np.array([len(wave) for wave in waves], dtype=np.int64)
+    waveform = np.zeros((len(waves), lengths.max(initial=0) if width is None else width), dtype=np.float32)
+    for row, wave in zip(waveform, waves, strict=True):
+        row[: len(wave)] = wave
+    return waveform, lengths
+
+
 def _batch(
     waveform: NDArray[np.float32],
     lengths: NDArray[np.int64],
-    label: NDArray[np.int64],
-    item: NDArray[np.int64],
+    utterances: Utterances,
+    items: list[int],
+    key: Keys,
+    material: list[Tensor],
     bad: list[Bad],
 ) -> Batch:
+    item = np.array(items, dtype=np.int64)
     return Batch(
-        torch.from_numpy(waveform), torch.from_numpy(lengths), torch.from_numpy(label), torch.from_numpy(item), bad
+        torch.from_numpy(waveform),
+        torch.from_numpy(lengths),
+        torch.from_numpy(utterances.label[item].astype(np.int64)),
+        torch.from_numpy(item),
+        torch.from_numpy(key.view(np.int64)),
+        material,
+        bad,
     )
+
+
+def _no_batch(bad: list[Bad]) -> Batch:
+    """An exception would come out of a worker process as its traceback: an empty batch tells instead."""
+    none = torch.empty(0, dtype=torch.int64)
+    return Batch(torch.empty(0, 0), none, none, none, none, [], bad)
 
 
 class Parts:
@@ -168,30 +217,22 @@ class Parts:
     The position in training is the step alone: epoch and batch are its quotient and remainder.
     """
 
-    def __init__(
-        self,
-        sampler: RandomSampler,
-        seed: int,
-        batch_size: int,
-        steps: range,
-        steps_per_epoch: int,
-        accumulate: int,
-        world_size: int,
-        rank: int,
-    ) -> None:
-        self.sampler, self.seed, self.batch_size = sampler, seed, batch_size
-        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+    def __init__(self, sampler: Sampler, seed: int, steps: range, accumulate: int, world_size: int, rank: int) -> None:
+        self.sampler, self.seed, self.steps = sampler, seed, steps
         self.accumulate, self.world_size, self.rank = accumulate, world_size, rank
 
     def __iter__(self) -> Iterator[list[Key]]:
-        current, order = -1, np.empty(0, dtype=np.int64)
+        current, batches = -1, None
         for step in self.steps:
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != current:
-                current, order = epoch, self.sampler.epoch(self.seed, epoch)
-            items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            for part in parts_of_batch(items, self.accumulate, self.world_size, self.rank):
-                yield [(epoch, item) for item in part.tolist()]
+            epoch, batch = divmod(step, self.sampler.steps_per_epoch)
+            if batches is None or epoch != current:
+                current, batches = epoch, self.sampler.epoch(self.seed, epoch)
+            items = batches[batch]
+            # Where an utterance may come again in an epoch, the step and the place in it tell its crops apart.
+            draws = (batch << 20) + np.arange(len(items)) if self.sampler.repeats else np.zeros_like(items)
+            keyed = np.stack([np.full_like(items, epoch), items, draws], axis=1)
+            for rows in parts_of_batch(np.arange(len(items)), self.accumulate, self.world_size, self.rank):
+                yield [(epoch, item, draw) for epoch, item, draw in keyed[rows].tolist()]
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulate

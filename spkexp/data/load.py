@@ -3,28 +3,17 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from spkexp.data import audio
 from spkexp.data.dataset import Reading
-from spkexp.data.manifest import Utterances
+from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.split import SPLITS
-from spkexp.data.trials import Trials, look_up, make_trials, read_trials
+from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Utterances and the trials over them."""
-
-    name: str
-    utterances: Utterances
-    trials: Trials | None  # None where no two utterances are of one speaker: only closed-set accuracy can be measured
-    speakers_known: bool  # label means something: for intervals over speakers, and closed-set accuracy
 
 
 @dataclass(frozen=True)
@@ -80,62 +69,6 @@ def with_durations(table: pl.DataFrame, on_error: str, max_bad_fraction: float) 
     return table.join(bad.select("id"), on="id", how="anti", maintain_order="left")
 
 
-def evaluation_set(
-    name: str,
-    table: pl.DataFrame,
-    label: str,
-    trials: str | None,
-    max_pairs: int,
-    seed: int,
-    everything: pl.DataFrame,
-    root: str | None,
-) -> EvaluationSet | None:
-    """Trials from the list `trials`, else pairs of the utterances of `table`; None where that is empty."""
-    if trials is not None:
-        return from_list(name, trials, everything, label, root)
-    if len(table) == 0:
-        return None
-    utterances = Utterances.of(table, label)
-    pairs = make_trials(utterances.label, max_pairs, seed)
-    if pairs is None:
-        log.warning(
-            "%s: its %d utterances make no trials, so there is no EER; it needs two speakers, one of them twice",
-            name,
-            len(table),
-        )
-    return EvaluationSet(name, utterances, pairs, speakers_known=True)
-
-
-def from_list(name: str, file: str, table: pl.DataFrame, label: str, root: str | None) -> EvaluationSet:
-    """The trials of a list, over utterances of `table` (by id) or, where it has none of that name, files below root."""
-    names = read_trials(file)
-    wanted = dict.fromkeys([*names.enroll, *names.test])
-    known = table.filter(pl.col("id").is_in(list(wanted)))
-    columns = ["id", "path", "duration", label, *(c for c in ("start",) if c in table.columns)]
-    known = known.select(columns)
-    rest = [utterance for utterance in wanted if utterance not in set(known["id"])]
-    folders = [Path(root).expanduser()] if root else []
-    folders += [Path(file).expanduser().resolve().parent, Path.cwd()]
-    paths = {u: found for u in rest if (found := _below(u, folders)) is not None}
-    speakers_known = not paths
-    if paths:
-        rows = pl.DataFrame({"id": list(paths), "path": list(paths.values()), label: [""] * len(paths)})
-        extra = with_durations(rows, "raise", 0.0)
-        if "start" in columns:
-            extra = extra.with_columns(pl.lit(0, dtype=pl.Int64).alias("start"))
-        known = pl.concat([known, extra.select(columns)])
-    index = {utterance: position for position, utterance in enumerate(known["id"])}
-    trials = look_up(names, index)
-    return EvaluationSet(name, Utterances.of(known, label), trials, speakers_known)
-
-
-def _below(utterance: str, folders: list[Path]) -> str | None:
-    for folder in folders:
-        if (folder / utterance).is_file():
-            return str(folder / utterance)
-    return None
-
-
 def describe(tables: Mapping[str, pl.DataFrame], label: str) -> str:
     """One line for people: what each split holds."""
     parts = []
@@ -145,13 +78,3 @@ def describe(tables: Mapping[str, pl.DataFrame], label: str) -> str:
             hours = table["duration"].sum() / 3600
             parts.append(f"{name} {len(table):,} utterances of {table[label].n_unique():,} {label}s ({hours:.2f} h)")
     return "; ".join(parts)
-
-
-def steps_per_epoch(train: Utterances, batch_size: int) -> int:
-    """Whole batches of `train`. Raises UserError where there is not one."""
-    if len(train) < batch_size:
-        raise UserError(
-            f"trainer.batch_size: {batch_size} is more than the {len(train)} training utterances; "
-            f"choose at most {len(train)}"
-        )
-    return len(train) // batch_size

@@ -16,10 +16,12 @@ _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 def det_plot(file: Path, scored: Mapping[str, Scored]) -> None:
     """Detection error trade-off: miss against false alarm on normal-deviate axes (Martin et al. 1997).
 
-    scored: the trial lists by name; those without trials are left out, and no plot is made of none.
+    scored: the trial lists by name; those without trials or labels are left out, and no plot is made of none.
     """
     scores = {
-        n: (s.scores, s.trials.target) for n, s in scored.items() if s.trials is not None and s.scores is not None
+        name: (one.scores, one.trials.target)
+        for name, one in scored.items()
+        if one.trials is not None and one.scores is not None and one.trials.target is not None
     }
     if not scores:
         return

@@ -6,14 +6,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spkexp.report.classes import classes_table
+
 
 def results_table(results: dict[str, Any], width: int = 80) -> str:
     """A terminal table of results.json; rates in percent."""
     title = f"{results['model']} on {results['data']}, seed {results['seed']}"
     # Without borders all columns fit into 80.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    entries = results["trials"]
-    if not entries:
+    labelled = {name: entry for name, entry in results["trials"].items() if "macro_f1" in entry}
+    entries = {name: entry for name, entry in results["trials"].items() if name not in labelled}
+    if not results["trials"]:
         return "no trials, so no error rates; the split of the data, or data.trials, gives some"
     p_targets = next((list(entry["min_dcf"]) for entry in entries.values() if "min_dcf" in entry), [])
     accuracies = any("accuracy" in entry for entry in entries.values())
@@ -27,7 +30,10 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
             table.add_row("  untrained", *_cells(entry["untrained"], p_targets, accuracies))
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(table)
+        if labelled:
+            console.print(classes_table(title, labelled))
+        if entries:
+            console.print(table)
         line = f"{results['parameters'] / 1e6:.2f} M parameters"
         if "train_seconds" in results:  # not where a model is evaluated away from its run
             line += f", trained {results['train_seconds']:.0f} s at {results['utterances_per_second']:.0f} utterances/s"
@@ -37,8 +43,9 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
 
 def _cells(entry: dict[str, Any], p_targets: list[str], accuracies: bool) -> list[str]:
     interval, costs = entry.get("eer_ci95"), entry.get("min_dcf", {})
+    blind = "num_trials" in entry and "eer" not in entry
     cells = [
-        _percent(entry.get("eer")),
+        "no labels" if blind else _percent(entry.get("eer")),
         f"{100 * interval[0]:.2f}–{100 * interval[1]:.2f}" if interval else "",
         *(f"{costs[p]:.3f}" if p in costs else "" for p in p_targets),
     ]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from spkexp import distributed
 from spkexp.data.dataset import Bad, Reading, WholeUtterances, loader
-from spkexp.data.manifest import Utterances
+from spkexp.data.utterances import Utterances
 from spkexp.models.speaker import SpeakerModel
 
 

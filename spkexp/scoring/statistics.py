@@ -41,3 +41,27 @@ def eer_interval(
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def accuracy_interval(
+    correct: NDArray[np.bool_], speaker: NDArray[np.int64], replicates: int, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean of `correct` under a bootstrap over speakers; None where they are too few.
+
+    A replicate draws as many speakers as there are, with replacement, each with all of its utterances (the cluster
+    bootstrap: Davison and Hinkley 1997, sec. 3.8): what one voice gets wrong it gets wrong again and again.
+
+    correct: (N,) whether each utterance was classified right; speaker: (N,) index of who speaks.
+    """
+    _, codes = np.unique(speaker, return_inverse=True)
+    sizes = np.bincount(codes)
+    if len(sizes) < MIN_SPEAKERS or replicates < 20:
+        return None
+    hits = np.bincount(codes, weights=correct)
+    rng = generator(seed)
+    values = []
+    for _ in range(replicates):
+        drawn = rng.integers(len(sizes), size=len(sizes))
+        values.append(hits[drawn].sum() / sizes[drawn].sum())
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from spkexp.data.dataset import Bad, Reading
-from spkexp.data.load import EvaluationSet
-from spkexp.data.manifest import Utterances
-from spkexp.data.trials import Trials
+from spkexp.data.evaluation_set import EvaluationSet
+from spkexp.data.trials import Models, Trials
+from spkexp.data.utterances import Strings, Utterances
 from spkexp.errors import UserError
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.extract import embed
@@ -54,13 +55,31 @@ class Policy:
             )
 
 
+def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def model_embeddings(embeddings: NDArray[np.float32], models: Models) -> NDArray[np.float32]:
+    """(M, size) for each model the mean of its utterances' embeddings, each of length one first.
+
+    Utterances with NaN, which could not be read, are left out; a model of which none is left is NaN.
+    """
+    rows = _unit(embeddings)[models.utterance]
+    readable = np.asarray(np.isfinite(rows).all(axis=1))
+    total = np.add.reduceat(np.where(readable[:, None], rows, 0), models.start, axis=0)
+    count = np.add.reduceat(readable.astype(np.float32), models.start)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count[:, None], dtype=np.float32)
+
+
 def cosine_scores(embeddings: NDArray[np.float32], trials: Trials) -> NDArray[np.float32]:
     """(N,) cosine of the two sides of each trial."""
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    unit = _unit(embeddings)
+    enrolled = unit if trials.models is None else _unit(model_embeddings(embeddings, trials.models))
     scores = np.empty(len(trials), dtype=np.float32)
     for start in range(0, len(trials), BLOCK):
         block = slice(start, start + BLOCK)
-        scores[block] = np.einsum("nd,nd->n", unit[trials.enroll[block]], unit[trials.test[block]])
+        scores[block] = np.einsum("nd,nd->n", enrolled[trials.enroll[block]], unit[trials.test[block]])
     return scores
 
 
@@ -90,25 +109,34 @@ def score(
         raise UserError(f"{evaluation.name}: none of its {len(utterances)} utterances can be read")
     if trials is None:
         return Scored(evaluation, embeddings, None, None, 0)
-    usable = readable[trials.enroll] & readable[trials.test]
+    enrolled = readable
+    if trials.models is not None:
+        enrolled = np.logical_or.reduceat(readable[trials.models.utterance], trials.models.start)
+    usable = enrolled[trials.enroll] & readable[trials.test]
     if not usable.all():
         log.warning("%s: skipped %d of %d trials", evaluation.name, (~usable).sum(), len(trials))
-        trials = Trials(trials.enroll[usable], trials.test[usable], trials.target[usable])
-        if trials.target.all() or not trials.target.any():
+        target = None if trials.target is None else trials.target[usable]
+        trials = replace(trials, enroll=trials.enroll[usable], test=trials.test[usable], target=target)
+        if len(trials) == 0:
+            raise UserError(f"{evaluation.name}: without the unreadable files, no trials are left")
+        if target is not None and (target.all() or not target.any()):
             raise UserError(f"{evaluation.name}: without the unreadable files, trials of one kind only are left")
     return Scored(evaluation, embeddings, trials, cosine_scores(embeddings, trials), int((~usable).sum()))
 
 
 def summarise(scored: Scored, settings: Scoring, interval: bool) -> dict[str, Any]:
-    """The entry of results.json for one trial list; rates are fractions. Empty where there are no trials."""
-    trials, label = scored.trials, scored.set.utterances.label
+    """The entry of results.json for one trial list; rates are fractions. Empty where there are no trials, and without
+    rates where they have no labels."""
+    trials, label = scored.trials, scored.set.utterances.label.astype(np.int64)
     if trials is None or scored.scores is None:
         return {}
+    if trials.target is None:
+        return {"num_trials": len(trials), "skipped_trials": scored.skipped}
     ranking = Ranking(scored.scores, trials.target)
     rates = ranking.error_rates()
     bounds = None
     if interval and settings.bootstrap and scored.set.speakers_known:
-        bounds = eer_interval(ranking, label[trials.enroll], label[trials.test], settings.bootstrap)
+        bounds = eer_interval(ranking, label[trials.enrolled()], label[trials.test], settings.bootstrap)
     return {
         "num_trials": len(trials),
         "num_targets": int(trials.target.sum()),
@@ -135,13 +163,32 @@ def closed_set_accuracy(
 
 
 def write_scores(file: Path, scored: Scored) -> None:
-    """'enroll test score label' a line, the label 1 for a target."""
-    assert scored.trials is not None
-    assert scored.scores is not None
+    """'enroll test score label' a line, the label 1 for a target; without it where the list has none.
+
+    Names are those of the list: of models where it enrols models.
+    """
+    trials, scores = scored.trials, scored.scores
+    assert trials is not None
+    assert scores is not None
+    utterances = _texts(scored.set.utterances.id)
+    enrolled = utterances if trials.models is None else _texts(trials.models.name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    names, trials = scored.set.utterances.id, scored.trials
     temporary = file.with_name(f".{file.name}.partial")
     with temporary.open("w", encoding="utf-8") as stream:
-        for enroll, test, value, target in zip(trials.enroll, trials.test, scored.scores, trials.target, strict=True):
-            stream.write(f"{names[enroll]} {names[test]} {value:.6f} {int(target)}\n")
+        for start in range(0, len(trials), BLOCK):
+            block = slice(start, start + BLOCK)
+            label = [] if trials.target is None else [pl.Series("label", trials.target[block]).cast(pl.UInt8)]
+            lines = pl.DataFrame(
+                [
+                    enrolled.gather(trials.enroll[block]).alias("enroll"),
+                    utterances.gather(trials.test[block]).alias("test"),
+                    pl.Series("score", scores[block]),
+                    *label,
+                ]
+            )
+            stream.write(lines.write_csv(include_header=False, separator=" ", quote_style="never", float_precision=6))
     temporary.replace(file)
+
+
+def _texts(column: Strings) -> pl.Series:
+    return pl.Series([column[index] for index in range(len(column))], dtype=pl.String)
