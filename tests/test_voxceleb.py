@@ -93,11 +93,11 @@ def test_layouts_of_voxceleb2(tmp_path: Path, sounds: Path, dev: str, test: str,
     add(tmp_path / dev, DEV2, sounds, extension)
     add(tmp_path / test, TEST2, sounds, extension)
     table = voxceleb2().table(tmp_path)
-    assert dict(table.select("id", "split").rows()) == {**dict.fromkeys(DEV2, "train"), **dict.fromkeys(TEST2, "test")}
+    assert dict(table.select("id", "split").rows()) == {**dict.fromkeys(DEV2, "train"), **dict.fromkeys(TEST2, "val")}
     assert audio.durations(table["path"].to_list()) == pytest.approx([0.25] * 4, abs=0.1)
     # One part given as the root.
     part = voxceleb2().table(tmp_path / test)
-    assert dict(part.select("id", "split").rows()) == dict.fromkeys(TEST2, "test")
+    assert dict(part.select("id", "split").rows()) == dict.fromkeys(TEST2, "val")
 
 
 def test_merged_voxceleb2_is_split_by_its_meta(tmp_path: Path, sounds: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,8 +118,8 @@ def test_merged_voxceleb2_is_split_by_its_meta(tmp_path: Path, sounds: Path, cap
     assert table.select("speaker", "split", "gender").rows() == [
         ("id00012", "train", "m"),
         ("id00015", "train", "f"),
-        ("id00017", "test", "m"),
-        ("id09272", "test", "f"),
+        ("id00017", "val", "m"),
+        ("id09272", "val", "f"),
     ]
     assert "VoxCeleb2 dev: 2 of 5,994 speakers, 2 of 1,092,009 utterances; missing are id00016; partly" in caplog.text
     assert "VoxCeleb2 test: 2 of 118 speakers, 2 of 36,237 utterances; partly extracted?" in caplog.text

@@ -246,7 +246,7 @@ def loader(dataset: Dataset[Batch], batches: Parts | list[list[int]], num_worker
         num_workers=num_workers,
         collate_fn=_as_it_is,  # __getitems__ returns the whole batch
         pin_memory=pin,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=2 if num_workers else None,  # a batch of 512 crops has 65 MB
         worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
         # The workers draw nothing from torch's generators; this keeps them from touching the training's.
         generator=torch.Generator(),

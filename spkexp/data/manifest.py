@@ -48,8 +48,8 @@ def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
         raise UserError(f"data.root: {base} is no folder")
     base = base.resolve()
     paths = table["path"]
-    for placeholder in ("{data_root}", "$data_root"):
-        if paths.str.contains(placeholder, literal=True).any():
+    if paths.str.contains("data_root", literal=True).any():
+        for placeholder in ("{data_root}", "$data_root"):
             paths = paths.str.replace_all(placeholder, str(base), literal=True)
     if not (absolute := paths.str.starts_with("/")).all():
         table = table.with_columns(paths, absolute=absolute).with_columns(

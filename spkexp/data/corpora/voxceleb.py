@@ -30,7 +30,9 @@ WHOLE: Mapping[tuple[str, str], tree.Count] = {
 # The speakers whose names begin with E.
 VOXCELEB1_TEST = [f"id{number}" for number in range(10_270, 10_310)]
 VOXCELEB1 = [f"id{number}" for number in range(10_001, 11_252)]
-SPLITS = {"dev": "train", "test": "test"}
+SUBSETS = ("dev", "test")
+# Nobody reports figures on VoxCeleb2's own test speakers: they choose the checkpoint for the lists of VoxCeleb1.
+SPLITS = {"VoxCeleb1": {"dev": "train", "test": "test"}, "VoxCeleb2": {"dev": "train", "test": "val"}}
 # dev, vox2_dev_aac, VoxCeleb2-dev, …; not any name with 'test' in it, for a root may be called what it likes.
 _SUBSET = re.compile(r"(?:vox(?:celeb)?[12]?[-_])?(dev|test)(?:[-_](?:aac|wav|m4a|flac|audio))*", re.IGNORECASE)
 _FORMAT = re.compile(r"aac|wav|m4a|flac|opus|mp3|ogg|audio", re.IGNORECASE)
@@ -81,7 +83,7 @@ class VoxCeleb1:
 class VoxCeleb2:
     """The utterances of a VoxCeleb2 tree.
 
-    `subsets`: dev (5,994 speakers) and test (118). They are told apart by the folders `dev` and `test`, or by
+    `subsets`: dev (5,994 speakers, split train) and test (118, split val). They are told apart by the folders `dev` and `test`, or by
     vox2_meta.csv where the two have been merged.
     `voxceleb1`: the root of a VoxCeleb1 tree, whose test part joins the table as split test, so that the trials of
     VoxCeleb1-O (veri_test2.txt) find their utterances; null: none.
@@ -92,7 +94,7 @@ class VoxCeleb2:
         self.voxceleb1 = voxceleb1
 
     def table(self, root: Path) -> pl.DataFrame:
-        """One row an utterance: id, path (absolute), speaker, video, split (train or test); and gender if
+        """One row an utterance: id, path (absolute), speaker, video, split; and gender if
         vox2_meta.csv is there. Raises UserError."""
         found = _utterances("VoxCeleb2", root, "data.root")
         table = _with_meta(_chosen(found, "VoxCeleb2", self.subsets, root), "vox2_meta.csv", root)
@@ -105,7 +107,7 @@ class VoxCeleb2:
 
 
 def _checked(subsets: Sequence[str]) -> list[str]:
-    if not subsets or set(subsets) - set(SPLITS):
+    if not subsets or set(subsets) - set(SUBSETS):
         raise UserError(f"data.corpus.subsets: expected some of dev, test, got {list(subsets)}")
     return list(subsets)
 
@@ -178,7 +180,7 @@ def _chosen(table: pl.DataFrame, corpus: str, subsets: Sequence[str], root: Path
     if corpus == "VoxCeleb1":
         known = {"dev": sorted(set(VOXCELEB1) - set(VOXCELEB1_TEST)), "test": VOXCELEB1_TEST}
     elif (meta := read_meta(_lists(root), "vox2_meta.csv")) is not None:
-        known = {name: meta.filter(pl.col("subset") == name)["speaker"].to_list() for name in SPLITS}
+        known = {name: meta.filter(pl.col("subset") == name)["speaker"].to_list() for name in SUBSETS}
         found = table["speaker"].replace_strict(meta["speaker"], meta["subset"], default=None, return_dtype=pl.String)
         table = table.with_columns(subset=pl.coalesce("subset", found))
     untold = table["subset"].null_count()
@@ -198,7 +200,7 @@ def _chosen(table: pl.DataFrame, corpus: str, subsets: Sequence[str], root: Path
     if len(chosen) == 0:
         there = ", ".join(table["subset"].unique().sort())
         raise UserError(f"{root}: holds no utterance of {corpus}'s {' or '.join(subsets)}, only of its {there}")
-    return chosen.with_columns(split=pl.col("subset").replace_strict(SPLITS)).drop("subset")
+    return chosen.with_columns(split=pl.col("subset").replace_strict(SPLITS[corpus])).drop("subset")
 
 
 def _lists(root: Path) -> list[Path]:
