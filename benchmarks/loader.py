@@ -22,7 +22,7 @@ from common import parser, write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 SPEAKERS, UTTERANCES, PER_VIDEO, SOURCES = 5_994, 1_092_009, 8, 2_000
-BATCH = 512
+BATCH = 128
 
 
 def make_tree(root: Path, fraction: float) -> int:

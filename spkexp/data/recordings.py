@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from spkexp import counter
 from spkexp.counter import Keys, derived_keys
 from spkexp.data.audio import info, read, read_crop
-from spkexp.data.corpora.tree import audio_files, shortened, subfolders
+from spkexp.data.corpora.noises import corpus_folder, report
+from spkexp.data.corpora.tree import audio_files, recognise, shortened, subfolders
 from spkexp.data.decoders import open_decoder
 from spkexp.errors import AudioError, UserError
 from spkexp.types import NonNegative, PositiveInt
@@ -38,6 +39,7 @@ LONGEST_RESPONSE_SECONDS = 10.0  # of an impulse response; longer ones are read 
 THREADS = 8
 LOGGED = 5  # unusable files that the log names one by one
 FILE, POSITION = range(2)  # streams of an item's key
+_reported: set[Path] = set()  # corpora of which the log has said what they lack
 
 
 class _Memory(NamedTuple):
@@ -219,17 +221,29 @@ def _listed(root: str, include: list[str]) -> list[str]:
     """Audio files below `root` whose path there matches one of `include`. Raises UserError if there are none."""
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; give the folder of the recordings as augment.…root")
-    names = audio_files(root)
+    folder, names = _tree(Path(root).absolute())
     matches = re.compile("|".join(map(_pattern, include)))
-    files = [os.path.join(root, name) for name in names if matches.fullmatch(name)]
+    files = [os.path.join(folder, name) for name in names if matches.fullmatch(name)]
     if not files:
         found = f"{len(names)} audio files" if len(names) else "no audio"
-        inside = shortened([folder.name for folder in subfolders(Path(root))])
+        inside = shortened([inner.name for inner in subfolders(Path(root))])
+        known = recognise(Path(root))
+        what = f"this is {known[0]} with" if known else "folders in it:"
         raise UserError(
-            f"{root}: {found} below it, none of which matches include={include}; folders in it: {inside}; "
+            f"{root}: {found} below it, none of which matches include={include}; {what} {inside}; "
             f"give another folder as augment.…root, or other patterns as augment.…include (['**']: all)"
         )
     return files
+
+
+def _tree(root: Path) -> tuple[Path, list[str]]:
+    """The folder of the recordings, which may be MUSAN or RIRS_NOISES in `root`, and its audio files."""
+    folder, corpus = corpus_folder(root)
+    names = audio_files(folder).to_list()
+    if corpus is not None and folder not in _reported:  # several banks may draw from it
+        _reported.add(folder)
+        report(corpus, names)
+    return folder, names
 
 
 def _pattern(include: str) -> str:

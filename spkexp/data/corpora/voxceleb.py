@@ -83,8 +83,8 @@ class VoxCeleb1:
 class VoxCeleb2:
     """The utterances of a VoxCeleb2 tree.
 
-    `subsets`: dev (5,994 speakers, split train) and test (118, split val). They are told apart by the folders `dev` and `test`, or by
-    vox2_meta.csv where the two have been merged.
+    `subsets`: dev (5,994 speakers, split train) and test (118, split val). They are told apart by the folders `dev`
+    and `test`, or by vox2_meta.csv where the two have been merged.
     `voxceleb1`: the root of a VoxCeleb1 tree, whose test part joins the table as split test, so that the trials of
     VoxCeleb1-O (veri_test2.txt) find their utterances; null: none.
     """
