@@ -76,10 +76,11 @@ def write_m4a(file: Path, wave: np.ndarray) -> None:
 
 def ours(folder: Path, table: pl.DataFrame) -> Callable[[int], Any]:
     steps = "augment.waveform.steps"
-    banks = [f"augment.musan='{folder}'", f"augment.rirs='{folder}/rir'", f"{steps}.reverb.source.include=['**']"]
+    rooms = f"{steps}.reverb.choices.simulated.source"
+    banks = [f"augment.musan='{folder}'", f"augment.rirs='{folder}/rir'", f"{rooms}.include=['**']"]
     always = [f"{steps}.reverb.probability=1", f"{steps}.noise.probability=1"]
-    kinds = [f"~{steps}.noise.kinds.babble", f"~{steps}.noise.kinds.music"]
-    files = [f"{steps}.reverb.source.memory_mb=0", f"{steps}.noise.kinds.noise.source.memory_mb=0"]
+    kinds = [f"{steps}.{part}=null" for part in ("noise.kinds.babble", "noise.kinds.music", "reverb.choices.measured")]
+    files = [f"{rooms}.memory_mb=0", f"{steps}.noise.kinds.noise.source.memory_mb=0"]
     cfg = compose_config(["augment=noise_reverb", *banks, *always, *kinds, *files])
     augmentation = build.augmentation(cfg.augment.waveform, "augment.waveform", 16_000)
     utterances = Utterances.of(table, "speaker").with_speed_copies([0.9, 1.1], own_labels=True)
@@ -138,6 +139,7 @@ def alone() -> dict[str, Callable[[int], Any]]:
         {"_target_": "spkexp.augment.rooms.SimulatedRooms", "rt60": [0.2, 0.6], "direct_db": [0, 9]}
     )
     coloured = OmegaConf.create({"_target_": "spkexp.augment.noise.ColouredNoise", "exponent": [0, 2]})
+    cfg.augment.waveform.steps.reverb = cfg.augment.waveform.steps.reverb.choices.simulated
     cfg.augment.waveform.steps.reverb.source = rooms
     kinds = cfg.augment.waveform.steps.noise.kinds
     for name in list(kinds)[1:]:

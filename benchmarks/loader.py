@@ -116,11 +116,12 @@ def measure(root: Path, files: int, workers: int) -> dict[str, Any]:
         "augment=noise_reverb",
         "augment.speeds=[0.9,1.1]",
         "augment.speed_copies=one",
-        f"{steps}.reverb.source.include=['**']",
+        f"{steps}.reverb.choices.simulated.source.include=['**']",
+        f"{steps}.reverb.choices.measured=null",
         f"{steps}.reverb.probability=1",
         f"{steps}.noise.probability=1",
-        f"~{steps}.noise.kinds.babble",
-        f"~{steps}.noise.kinds.music",
+        f"{steps}.noise.kinds.babble=null",
+        f"{steps}.noise.kinds.music=null",
     ]
     figures: dict[str, Any] = {}
     for name, changes in (("plain", ["augment=none"]), ("augmented", augmented)):

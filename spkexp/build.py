@@ -14,14 +14,17 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import checkpoint, distributed
+from spkexp.augment.augmentation import Augmentation, FeatureAugmentation, described
 from spkexp.augment.chain import prepared
 from spkexp.config import run_time_arguments
 from spkexp.data.classes import SPEAKER, labelled_set, require_no_lists
+from spkexp.data.corpora.noises import PLACE
 from spkexp.data.dataset import Reading
 from spkexp.data.evaluation_set import EvaluationSet, Trained, evaluation_set
-from spkexp.data.load import Data, describe, require_label, with_durations
+from spkexp.data.load import Data, describe, require_label, usable
 from spkexp.data.manifest import filter_table, read_table
-from spkexp.data.prepared import Source, corpus_source, manifest_source, prepare
+from spkexp.data.prepared import Prepared, Source, corpus_source, manifest_source, prepare
+from spkexp.data.recordings import Bank
 from spkexp.data.sampler import Sampler
 from spkexp.data.split import split_table
 from spkexp.data.staging import staged
@@ -29,7 +32,7 @@ from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
-from spkexp.signature import TargetError, owner_of
+from spkexp.signature import TargetError, holds_parts, owner_of, read_signature
 
 log = logging.getLogger(__name__)
 
@@ -65,27 +68,46 @@ def augmentation(node: DictConfig | None, path: str, sample_rate: int) -> Any:
         return None
     resolved = OmegaConf.to_container(node, resolve=True)
     assert isinstance(resolved, dict)
-    return prepared(_with_parts({str(key): value for key, value in resolved.items()}, path, sample_rate))
+    banks: list[Any] = []
+    found = _with_parts({str(key): value for key, value in resolved.items()}, path, sample_rate, banks)
+    kind = FeatureAugmentation if path == "augment.features" else Augmentation
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: must be {described(kind)}, but {type(found).__name__} is none")
+    try:
+        found = prepared(found)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if banks:
+        found.banks = tuple(banks)
+    return found
 
 
-def _with_parts(node: dict[str, Any], path: str, sample_rate: int) -> Any:
-    """The object that `node` describes; nodes among its arguments, also in mappings by name, are built first."""
-    objects: dict[str, Any] = {}
+def _with_parts(node: dict[str, Any], path: str, sample_rate: int, banks: list[Any]) -> Any:
+    """The object that `node` describes; nodes among its arguments, also in mappings by name, are built first.
+
+    `banks` gets what reads files, which is told its place in the config.
+    """
+    signature, objects = read_signature(node["_target_"]), dict[str, Any]()
     for key, value in node.items():
         if not isinstance(value, dict):
             continue
         if "_target_" in value:
-            objects[key] = _with_parts(value, f"{path}.{key}", sample_rate)
-        elif value and all(isinstance(part, dict) for part in value.values()):
+            objects[key] = _with_parts(value, f"{path}.{key}", sample_rate, banks)
+        elif holds_parts(signature.types.get(key), value):
             objects[key] = {
-                name: _with_parts(part, f"{path}.{key}.{name}", sample_rate) for name, part in value.items()
+                name: part and _with_parts(part, f"{path}.{key}.{name}", sample_rate, banks)
+                for name, part in value.items()
             }
-    if "sample_rate" in inspect.signature(hydra.utils.get_object(node["_target_"])).parameters:
+    if "sample_rate" in signature.types:
         objects["sample_rate"] = sample_rate
     try:
-        return _instantiate({key: value for key, value in node.items() if key not in objects}, path, objects)
-    except UserError as error:  # what reads files does not know its place in the config
-        raise UserError(str(error).replace("augment.…", f"{path}.")) from error
+        found = _instantiate({key: value for key, value in node.items() if key not in objects}, path, objects)
+    except UserError as error:  # what reads files does not know its place in the config yet
+        raise UserError(str(error).replace(PLACE, path)) from error
+    if isinstance(found, Bank):
+        found.place = path
+        banks.append(found)
+    return found
 
 
 def model(cfg: DictConfig) -> SpeakerModel:
@@ -163,18 +185,30 @@ def head(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoc
 
 
 def sampler(cfg: DictConfig, train: Utterances, batch_size: int) -> Sampler:
-    """What makes up each step, over the training utterances and their speed copies (or one of each, as configured)."""
+    """What makes up each step, over the training utterances and their speed copies (or one of each, as configured).
+
+    Raises UserError.
+    """
     drawn = train.rows if cfg.augment.speed_copies == "one" else len(train)
-    return build(
+    labels = train.label.reshape(-1, drawn)  # of what an item may be: itself, or one of its copies
+    found: Sampler = build(
         cfg.data.sampler,
         "data.sampler",
         num_items=drawn,
-        label=train.label[:drawn],
-        duration=train.duration[:drawn],
+        label=labels[0],
+        duration=train.duration.reshape(-1, drawn).max(axis=0),
         shard=None if train.shard is None else train.shard[np.arange(drawn) % train.rows],
         batch_size=batch_size,
         crop_seconds=cfg.data.crop_seconds,
     )
+    # The copy is drawn when the item is read: too late for a sampler that picked it for its label.
+    if found.groups_labels and (labels != labels[0]).any():
+        raise UserError(
+            f"data.sampler: {type(found).__name__} puts utterances of a speaker together, and with "
+            "augment.speed_copies=one they would become different speakers; use augment.speed_copies=all or "
+            "augment.speed_label=same"
+        )
+    return found
 
 
 def reading(cfg: DictConfig) -> Reading:
@@ -189,34 +223,41 @@ def source(cfg: DictConfig) -> Source:
         if root is None:
             raise UserError("data.root: the corpus needs the folder where it lies; give it as data.root=DIR")
         corpus, node = build(data.corpus, "data.corpus"), OmegaConf.to_container(data.corpus, resolve=True)
-        return corpus_source(node, root, lambda: corpus.table(root))
+        assert isinstance(node, dict)
+        # A class whose table takes in more than the root says which arguments are paths, and what it reads.
+        paths = {key: node[key] for key in getattr(corpus, "PATHS", ()) if node[key] is not None}
+        node |= {key: str(Path(path).expanduser().resolve()) for key, path in paths.items()}
+        sources = getattr(corpus, "sources", lambda root: ())
+        return corpus_source(node, root, lambda: corpus.table(root), lambda: sources(root))
     if data.manifest is None:
         raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
     manifest = Path(data.manifest).expanduser()
     return manifest_source(manifest, root, lambda: read_table(manifest, root))
 
 
-def table(cfg: DictConfig) -> tuple[pl.DataFrame, int]:
-    """The corpus's or the manifest's utterances, filtered, with durations; and how many unusable ones it leaves out.
+def table(cfg: DictConfig, known: Prepared | None = None) -> tuple[pl.DataFrame, list[dict[str, str]]]:
+    """The corpus's or the manifest's utterances, filtered, with durations; and those left out as unusable: id, path
+    and reason of each.
 
-    One process does what writes to disk.
+    One process does what writes to disk. known: what `prepare` has found already.
     """
     data = cfg.data
     cache = Path(data.cache_dir).expanduser()
-    found = distributed.main_first(lambda: prepare(source(cfg), cache, keep=False).table)
+    known = known or distributed.main_first(lambda: prepare(source(cfg), cache, keep=False))
+    found, broken = known.table, known.facts.get("broken", [])
+    found = filter_table(found, data.filter)
     if data.split.by == "speaker" and "split" in found.columns:
         found = found.drop("split")
-    found = filter_table(found, data.filter)
-    usable = with_durations(require_label(found, data.label), data.on_error, data.max_bad_fraction)
-    return usable, len(found) - len(usable)
+    return usable(require_label(found, data.label), broken, data.on_error, data.max_bad_fraction)
 
 
 def data(cfg: DictConfig) -> Data:
     """Training utterances and evaluation sets. Raises UserError for anything wrong with them."""
-    everything, skipped = table(cfg)
+    everything, unusable = table(cfg)
+    skipped = len(unusable)
     settings = cfg.data
     if settings.stage_dir is not None:
-        everything = staged(everything, Path(settings.stage_dir).expanduser())
+        everything = staged(everything, Path(settings.stage_dir).expanduser(), settings.on_error)
     tables = split_table(everything, settings.label, settings.split.by, settings.split.fractions, settings.split.seed)
     log.info("data: %s", describe(tables, settings.label))
     train = Utterances.of(tables["train"], settings.label)
@@ -251,7 +292,7 @@ def data(cfg: DictConfig) -> Data:
 
 
 def num_workers(cfg: DictConfig, device: torch.device) -> int:
-    """data.num_workers; null: none where the model itself needs the cores, else a share of them."""
+    """data.num_workers; null: none where the model itself needs the cores, else a share of those that we may use."""
     if cfg.data.num_workers is not None:
         return cfg.data.num_workers
-    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 1) // distributed.world_size()))
+    return 0 if device.type == "cpu" else max(1, min(16, len(os.sched_getaffinity(0)) // distributed.on_this_node()))

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from spkexp.errors import ConfigError, UserError
 from spkexp.sections import Config
-from spkexp.signature import Signature, TargetError, read_signature
+from spkexp.signature import Part, Signature, TargetError, holds_parts, read_signature
 
 # Arguments that a config never states: `spkexp.build` derives them from the data or from another module.
 RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -85,11 +85,38 @@ def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
             continue
         elif key in run_time and not _is_node(value):
             mistakes.append(f"{path}.{key}: is worked out when the run starts; leave it out")
-        elif not _is_node(value) and value != "???":
+        elif value == "???" or _is_node(value):
+            continue
+        elif holds_parts(signature.types[key], value):
+            mistakes += _check_parts(f"{path}.{key}", value)
+        elif signature.types[key] is Part:
+            mistakes.append(f"{path}.{key}: expected a node with a '_target_' that names a class, got {_text(value)}")
+        else:
             mistakes += _check_value(f"{path}.{key}", value, signature.types[key])
     for key in sorted(signature.required - set(node) - set(run_time)):
         mistakes.append(f"{path}.{key}: missing; {_needs(signature, key)}")
     return mistakes
+
+
+def _check_parts(path: str, parts: object) -> list[str]:
+    """Mistakes of a mapping of nodes by name. null leaves a part out; the constructor says how many there must be."""
+    if not isinstance(parts, dict):
+        return [f"{path}: expected a mapping of nodes by name, got {_text(parts)}; leave one out by {path}.NAME=null"]
+    there = [name for name, part in parts.items() if _is_node(part)]
+    mistakes = []
+    for name, part in parts.items():
+        if part is not None and not _is_node(part):
+            close = get_close_matches(str(name), there, n=1)
+            remedy = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(there) or 'none'};"
+            mistakes.append(
+                f"{path}.{name}: no such part; {remedy} a new one needs a '_target_' that names a class, "
+                f"and {path}.NAME=null leaves one out"
+            )
+    return mistakes
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _needs(signature: Signature, key: str) -> str:

@@ -104,9 +104,9 @@ def _describe(arguments: Arguments, cfg: DictConfig) -> None:
     from spkexp.report.data_page import data_page
     from spkexp.report.description import description_text
 
-    table, skipped = build.table(cfg)
+    table, unusable = build.table(cfg)
     name = cfg.names.data if cfg.data.corpus is not None else build.source(cfg).name
-    description = describe_table(name, _tables(table, cfg), cfg.data.label, cfg.data.crop_seconds, skipped)
+    description = describe_table(name, _tables(table, cfg), cfg.data.label, cfg.data.crop_seconds, len(unusable))
     measurement = Measurement(
         sample_rate=cfg.model.features.sample_rate,
         front_ends=_front_ends(cfg),

@@ -19,6 +19,9 @@ from spkexp.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
+# For waiting on what takes one process hours: reading a million headers, copying a corpus. Made by `processes`.
+_patient: dist.ProcessGroup | None = None
+
 
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
@@ -38,9 +41,12 @@ def processes(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gloo always, for objects and flags that live on the CPU; nccl for tensors on GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30))
+    global _patient
+    _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     try:
         yield torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
     finally:
+        _patient = None
         dist.destroy_process_group()
 
 
@@ -52,13 +58,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def on_this_node() -> int:
+    """Processes of the run that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if dist.is_initialized() else 1
+
+
 def is_main() -> bool:
     return rank() == 0
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
@@ -77,6 +83,15 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def all_have(value: Any) -> bool:
+    """Whether every process has the same value; waits for the slowest, however long it takes."""
+    if world_size() == 1:
+        return True
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_patient)
+    return all(other == value for other in values)
 
 
 def gather(value: Any) -> list[Any]:
@@ -100,6 +115,8 @@ def mean(values: Sequence[float]) -> list[float]:
 def main_first(work: Callable[[], T]) -> T:
     """`work()` of every process, the main one's before the others': what it leaves on disk, they find.
 
+    The others wait as long as it takes.
+
     Where it fails in the main process, all of them end: with the same UserError, or saying who knows more.
     """
     if world_size() == 1:
@@ -111,7 +128,9 @@ def main_first(work: Callable[[], T]) -> T:
             result.append(work())
         except Exception as mistake:
             error = mistake
-    failure = broadcast(error if isinstance(error, UserError | None) else RuntimeError(f"the main process: {error!r}"))
+    box = [error if isinstance(error, UserError | None) else RuntimeError(f"the main process: {error!r}")]
+    dist.broadcast_object_list(box, src=0, group=_patient)
+    failure = box[0]
     if failure is not None:
         raise error or failure
     return result[0] if is_main() else work()

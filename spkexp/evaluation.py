@@ -41,6 +41,7 @@ def evaluate(
     model.to(device)
     if root is not None:
         cfg.data.root = root
+    cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it
     # The results of a run are those of its best checkpoint; one that is named itself keeps its own.
     output = output or Path(source).expanduser()
     if models is not None and trials is None:
@@ -96,15 +97,18 @@ def _earlier(output: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
 
 def _listed(trials: Path, models: Path | None, cfg: DictConfig, folder: Path) -> EvaluationSet:
     """The list's trials over the run's own utterances, or over files where the run's data is not at hand."""
-    label = cfg.data.label
-    heard = []
+    label, split = cfg.data.label, cfg.data.split
+    heard: set[str] = set()
     if label == SPEAKER and (folder / checkpoint.LABELS).is_file():
-        heard = checkpoint.load_labels(folder)
+        heard |= set(checkpoint.load_labels(folder))
     columns = ("id", "path", "duration", SPEAKER)
     ids = pl.Series("id", dtype=pl.String)
     try:
         table, _ = build.table(cfg)
-        ids = split_table(table, label, cfg.data.split.by, cfg.data.split.fractions, cfg.data.split.seed)["train"]["id"]
+        train = split_table(table, label, split.by, split.fractions, split.seed)["train"]
+        ids = train["id"]
+        if SPEAKER in train.columns:  # a run for another label has heard voices too
+            heard |= set(train[SPEAKER].drop_nulls()) - {""}
     except UserError as error:
         log.info("the run's own data is not at hand (%s); names in %s must be files", error, trials)
         table = pl.DataFrame(schema={name: pl.Float64 if name == "duration" else pl.String for name in columns})
@@ -112,4 +116,4 @@ def _listed(trials: Path, models: Path | None, cfg: DictConfig, folder: Path) ->
         table = table.with_columns(pl.lit("").alias(SPEAKER))
     table = table.with_columns(pl.col(SPEAKER).fill_null(""))  # a run for another label need not know who speaks
     models_file = str(models) if models else None
-    return from_list(trials.stem, str(trials), models_file, table, SPEAKER, cfg.data.root, Trained(heard, ids))
+    return from_list(trials.stem, str(trials), models_file, table, SPEAKER, cfg.data.root, Trained(sorted(heard), ids))

@@ -49,15 +49,23 @@ class Experiment:
             raise
 
     def _build(self, resumed: bool) -> None:
+        # The augmentation first: its mistakes are found in seconds, and reading the data can take minutes.
+        rate, augment = self.cfg.model.features.sample_rate, self.cfg.augment
+        self.augmentation = build.augmentation(augment.waveform, "augment.waveform", rate)
+        self.augment_features = build.augmentation(augment.features, "augment.features", rate)
+        self.banks = self.augmentation.banks if self.augmentation else ()
         self.data = build.data(self.cfg)
+        if not distributed.all_have(self.data.train.digest()):
+            raise UserError(
+                "data: the processes see different utterances; let them share data.cache_dir and the corpus, or run "
+                "spkexp.prepare refresh=true on each node"
+            )
         self.labels = self.data.train.label_names
         self.sampler = build.sampler(self.cfg, self.data.train, self.settings.batch_size)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         last = self.settings.epochs * self.steps_per_epoch
         self.total_steps = min(last, self.settings.max_steps or last)
         found = checkpoint.repaired(self.folder / "checkpoints" / "last") if resumed else None
-        rate = self.cfg.model.features.sample_rate
-        self.augmentation = build.augmentation(self.cfg.augment.waveform, "augment.waveform", rate)
         self.train_step = self._build_step(pretrained=found is None)
         self.trainer = self._build_trainer(resumed, found)
         if resumed and distributed.is_main():  # the next resume goes by what changed in this one
@@ -113,8 +121,7 @@ class Experiment:
         elif pretrained:
             distributed.main_first(model.load_pretrained)  # one process downloads
         head = build.head(cfg, self.data.train, model.embedding_size, self.steps_per_epoch)
-        features = build.augmentation(cfg.augment.features, "augment.features", cfg.model.features.sample_rate)
-        return TrainStep(model, head, self.augmentation, features).to(self.device)
+        return TrainStep(model, head, self.augmentation, self.augment_features).to(self.device)
 
     def _build_trainer(self, resumed: bool, found: Path | None) -> Trainer:
         cfg, train = self.cfg, self.data.train
@@ -135,11 +142,12 @@ class Experiment:
             validate=self._validate if "val" in self.data.evaluation else None,
             settings=self.settings,
             meter=Meter(train.id),
-            bad_files=BadFiles(cfg.data.on_error, cfg.data.max_bad_fraction, len(train)),
+            bad_files=BadFiles(cfg.data.on_error, cfg.data.max_bad_fraction, train.rows),
             tracker=Tracker(self.folder, cfg, tracking, resume_step=(step or 0) if resumed else None),
             config=cfg,
             labels=self.labels,
             data_digest=train.digest(),
+            bank_digests={bank.place: bank.digest for bank in self.banks},
             folder=self.folder,
             device=self.device,
             steps_per_epoch=self.steps_per_epoch,
@@ -196,8 +204,8 @@ class Experiment:
         checkpoint.load_into(self.train_step.model, checkpoint.load_tensors(best)[0], best, "model")
         checkpoint.load_into(self.train_step.head, checkpoint.load_tensors(best)[1], best, "head")
         scored = {name: self._score(evaluation) for name, evaluation in self.data.evaluation.items()}
-        closed = {name: self._closed_set(result) for name, result in scored.items()}
         classified = classify_all(self.train_step.head, scored, cfg.data.label, self.labels, self.device)
+        closed = {name: self._closed_set(result) for name, result in scored.items() if name not in classified}
         untrained = {} if classified else self._untrained()  # a classifier's chance level is its largest class
         utterances = trainer.step * self.sampler.utterances_per_epoch / self.steps_per_epoch
         results = {
@@ -211,6 +219,7 @@ class Experiment:
             "train_seconds": round(trainer.seconds, 3),
             "utterances_per_second": round(utterances / max(trainer.seconds, 1e-9), 3),
             "skipped_files": self.data.skipped + len(trainer.bad_files),
+            "skipped_recordings": len(trainer.bad_files.recordings() | {f for bank in self.banks for f, _ in bank.bad}),
             "trials": {},
         }
         if not distributed.is_main():
@@ -218,7 +227,7 @@ class Experiment:
         for name, result in scored.items():
             results["trials"][name] = {
                 **summarise(result, self.scoring, interval=True),
-                **closed[name],
+                **closed.get(name, {}),
                 **({"untrained": untrained[name]} if untrained else {}),
             }
             if self.scoring.save_scores and result.trials is not None:
@@ -245,22 +254,17 @@ class Experiment:
 
     def _announce(self) -> None:
         size = sum(p.numel() for p in self.train_step.model.parameters())
-        processes = distributed.world_size()
+        processes, on_cuda = distributed.world_size(), self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if on_cuda else f"{torch.get_num_threads()} threads"
         log.info(
             "model: %s, %.2f M parameters, embedding of %d; %d classes",
             self.cfg.names.model, size / 1e6, self.train_step.model.embedding_size, len(self.labels),
         )  # fmt: skip
         log.info(
             "training: %d steps, %d an epoch, which takes %d of %d utterances, on %s%s",
-            self.total_steps,
-            self.steps_per_epoch,
-            self.sampler.utterances_per_epoch,
-            len(self.data.train),
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else f"{torch.get_num_threads()} threads",
-            f" × {processes} processes" if processes > 1 else "",
-        )
+            self.total_steps, self.steps_per_epoch, self.sampler.utterances_per_epoch, len(self.data.train),
+            device, f" × {processes} processes" if processes > 1 else "",
+        )  # fmt: skip
         if "val" not in self.data.evaluation:
             log.warning(
                 "no validation trials: the best checkpoint is the last; data.split or data.trials.val gives some"

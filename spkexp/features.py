@@ -117,14 +117,14 @@ class LogMel(nn.Module):
         if not known or int(lengths.min()) < self.frame_length:
             # Only frame 0 of such a row can reach behind its end: other rows have whole frames alone.
             position = torch.arange(waveform.shape[1], device=waveform.device)
-            waveform = waveform.masked_fill(position >= lengths.to(waveform.device)[:, None], 0.0)
+            waveform = waveform.masked_fill(position >= lengths.to(waveform.device, non_blocking=True)[:, None], 0.0)
         if waveform.shape[1] < self.frame_length:
             waveform = F.pad(waveform, (0, self.frame_length - waveform.shape[1]))
         features = self._log_mel(waveform.unfold(1, self.frame_length, self.frame_shift))
         if known and int(frame_lengths.min()) == features.shape[2]:
             return self._normalise(features, None), frame_lengths
         position = torch.arange(features.shape[2], device=features.device)
-        padding = (position >= frame_lengths.to(features.device)[:, None]).unsqueeze(1)
+        padding = (position >= frame_lengths.to(features.device, non_blocking=True)[:, None]).unsqueeze(1)
         return self._normalise(features.masked_fill(padding, 0.0), padding), frame_lengths
 
     def _normalise(self, features: Tensor, padding: Tensor | None) -> Tensor:
@@ -260,7 +260,7 @@ class Waveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveform (B, samples) and lengths (B,), in samples, -> (B, 1, samples), zero behind each length; lengths."""
-        count = lengths.to(waveform.device)[:, None]
+        count = lengths.to(waveform.device, non_blocking=True)[:, None]
         padding = torch.arange(waveform.shape[1], device=waveform.device) >= count
         x = waveform.masked_fill(padding, 0.0)
         if self.normalise != "none":

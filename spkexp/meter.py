@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from spkexp.errors import UserError
 from spkexp.step import StepOutput
 
 log = logging.getLogger(__name__)
+
+LOGGED = 5  # recordings of the augmentation that a process names one by one
 
 
 class NotFinite(UserError):
@@ -153,20 +154,23 @@ class BadFiles:
         self._on_error, self._limit, self._total = on_error, max_bad_fraction, total
         self._seen: set[str] = set()
         self._found: list[Bad] = []
-        self._noted: set[str] = set()
+        self._recordings: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def add(self, batch: Batch) -> None:
         """Take note of what `batch` could not read. Raises UserError where nothing of it could be."""
+        if len(batch.item) == 0:
+            last = batch.bad[-1]
+            others = "" if last.of_augmentation else " (and so it went with all that were drawn in its place)"
+            raise UserError(f"{last.reason}{others}")
         self._found += [entry for entry in batch.bad if entry.id not in self._seen and not entry.of_augmentation]
         for entry in batch.bad:  # nothing is lost by them
-            if entry.of_augmentation and entry.id not in self._noted:
-                self._noted.add(entry.id)
-                log.warning("augmentation: %s: %s; another was taken in its place", entry.id, entry.reason)
-        if len(batch.item) == 0:
-            raise UserError(f"{batch.bad[-1].reason} (and so it went with all that were drawn in its place)")
+            if entry.of_augmentation and entry.id not in self._recordings:
+                self._recordings.add(entry.id)
+                if len(self._recordings) <= LOGGED:
+                    log.warning("augmentation: %s: %s; another was taken in its place", entry.id, entry.reason)
 
     @property
     def pending(self) -> bool:
@@ -189,8 +193,16 @@ class BadFiles:
                 f"data.max_bad_fraction={self._limit}; train.log lists them"
             )
 
-    def state(self) -> list[str]:
-        return sorted(self._seen)
+    def recordings(self) -> set[str]:
+        """Files of the augmentation that any process could not use, or not where it drew from them; the log gets their
+        number. Every process calls this."""
+        found = set().union(*distributed.gather(self._recordings))
+        if len(found) > LOGGED and distributed.is_main():
+            log.warning("augmentation: %d recordings could not be used where they were drawn", len(found))
+        return found
 
-    def load(self, state: list[Any]) -> None:
-        self._seen = set(state)
+    def state(self) -> dict[str, list[str]]:
+        return {"utterances": sorted(self._seen), "recordings": sorted(self._recordings)}
+
+    def load(self, state: dict[str, list[str]]) -> None:
+        self._seen, self._recordings = set(state["utterances"]), set(state["recordings"])

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +13,9 @@ from spkexp.errors import ConfigError
 from spkexp.overrides import parse_with_overrides
 from spkexp.sections import Text
 from spkexp.types import Positive, PositiveInt
+
+if TYPE_CHECKING:
+    from spkexp.data.prepared import Prepared
 
 HELP = """
 NAME
@@ -30,7 +33,7 @@ DESCRIPTION
   the model's sample rate, and mono where data.mix_channels=true. The result
   needs no data.root: data=manifest data.manifest=DIR.
   Stopped or killed, the same command goes on where it was. Run again, it finds
-  everything done.
+  everything done, and converts again what changed (not into shards).
 
 KEYS
   data=NAME           a file of conf/data; default: synthetic
@@ -53,8 +56,10 @@ FILES
   output/manifest.parquet            paths relative to it: it can be moved
   output/prepare.json                settings, counts, broken files and why
   output/wav/SPEAKER/ID.wav          or flac/SPEAKER/ID.flac, or shard-*.tar
+  output/clipped.txt                 ids of what went beyond full scale
   A manifest is made anew when names or times of the corpus's upper folders
-  (three levels) changed; the files themselves are not looked at.
+  changed (three levels, while they have at most 10,000 entries in all), or its
+  lists or tars; single audio files are not looked at: refresh=true does.
 
 EXAMPLES
   python -m spkexp.prepare data=librispeech data.root=/corpora/LibriSpeech
@@ -116,13 +121,15 @@ def _prepare(arguments: Arguments, cfg: DictConfig) -> None:
     print(corpus_table(prepared.facts))
     print(f"manifest: {prepared.file}")
     if arguments.output is not None:
-        facts = _convert(arguments, cfg, source.identity, Path(arguments.output).expanduser().absolute())
+        facts = _convert(arguments, cfg, prepared, source.identity, Path(arguments.output).expanduser().absolute())
         print()
         print(corpus_table(facts))
         print(f"use it with: data=manifest data.manifest={arguments.output}")
 
 
-def _convert(arguments: Arguments, cfg: DictConfig, identity: dict[str, Any], output: Path) -> dict[str, Any]:
+def _convert(
+    arguments: Arguments, cfg: DictConfig, prepared: "Prepared", identity: dict[str, Any], output: Path
+) -> dict[str, Any]:
     """What prepare.json says of the converted corpus."""
     from spkexp import build
     from spkexp.data.cohort import write_cohort
@@ -130,7 +137,7 @@ def _convert(arguments: Arguments, cfg: DictConfig, identity: dict[str, Any], ou
     from spkexp.data.converted import Order, convert_table
 
     reading = build.reading(cfg)
-    rows, _ = build.table(cfg)
+    rows, left_out = build.table(cfg, prepared)
     conversion = Conversion(
         arguments.format, reading.sample_rate, reading.resample, reading.mix_channels, arguments.trim_db
     )
@@ -144,6 +151,7 @@ def _convert(arguments: Arguments, cfg: DictConfig, identity: dict[str, Any], ou
             workers=arguments.workers or os.cpu_count() or 1,
             on_error=cfg.data.on_error,
             max_bad_fraction=cfg.data.max_bad_fraction,
+            left_out=left_out,
         )
     )
     if arguments.cohort is not None:

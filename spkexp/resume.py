@@ -19,6 +19,8 @@ CHANGEABLE = (
     "trainer.device",
     "data.root",
     "data.manifest",
+    "data.cache_dir",
+    "data.stage_dir",
     "data.trials.",
     "data.num_workers",
     "data.on_error",

@@ -30,7 +30,7 @@ class Section(BaseModel):
 class Split(Section):
     by: Literal["auto", "column", "speaker", "utterance"]
     fractions: Annotated[list[Share], Len(3, 3)]
-    seed: int
+    seed: NonNegativeInt
 
 
 class TrialLists(Section):

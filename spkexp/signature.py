@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -26,6 +26,10 @@ class TargetError(Exception):
 
 class Opaque:
     """Stands for a type that is unknown without importing its module; no config value is one."""
+
+
+class Part:
+    """Stands for a class of spkexp: a config gives such an argument as a node, which is built first."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,19 @@ def read_signature(target: str) -> Signature:
             names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
             raise TargetError(f"module '{module}' has no '{attributes[0]}', but {', '.join(names)}")
         return _imported_signature(module, attributes[0])
-    function = _constructor(definition, owner) if isinstance(definition, ast.ClassDef) else definition
-    return _describe(target, function, is_method=isinstance(definition, ast.ClassDef))
+    if isinstance(definition, ast.ClassDef):
+        return _describe(target, *_constructor(definition, owner), is_method=True)
+    return _describe(target, definition, owner, is_method=False)
+
+
+def holds_parts(annotation: Any, value: object) -> bool:
+    """Whether `value`, for an argument of this type, is a mapping of nodes by name, each of which is built first."""
+    if typing.get_origin(annotation) is Mapping:
+        named = typing.get_args(annotation)[1]
+        return named is Part or Part in typing.get_args(named)
+    # Of a type that cannot be known without an import: by what is in it
+    members = value.values() if annotation is Any and isinstance(value, dict) and "_target_" not in value else ()
+    return any(isinstance(part, dict) and "_target_" in part for part in members)
 
 
 def owner_of(target: str) -> str:
@@ -128,19 +143,22 @@ def _is_package(module: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
-def _constructor(definition: ast.ClassDef, module: str) -> ast.FunctionDef | None:
+def _constructor(definition: ast.ClassDef, module: str) -> tuple[ast.FunctionDef | None, str]:
+    """The constructor of a class of `module`, or the one that it inherits, and the module that holds it."""
     for node in definition.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return node
+            return node, module
     for base in definition.bases:
         if isinstance(base, ast.Name):
             parent, owner = _find(module, base.id)
             if isinstance(parent, ast.ClassDef):
                 return _constructor(parent, owner)
-    return None
+    return None, module
 
 
-def _describe(target: str, function: ast.FunctionDef | ast.AsyncFunctionDef | None, is_method: bool) -> Signature:
+def _describe(
+    target: str, function: ast.FunctionDef | ast.AsyncFunctionDef | None, owner: str, is_method: bool
+) -> Signature:
     if function is None:
         return Signature(target, MappingProxyType({}), frozenset(), accepts_any=False)
     arguments = function.args
@@ -150,31 +168,47 @@ def _describe(target: str, function: ast.FunctionDef | ast.AsyncFunctionDef | No
     named = [*positional[1 if is_method else 0 :], *arguments.kwonlyargs]
     return Signature(
         target,
-        MappingProxyType({a.arg: _evaluate(a.annotation) for a in named}),
+        MappingProxyType({a.arg: _evaluate(a.annotation, owner) for a in named}),
         frozenset(a.arg for a in named if a.arg not in optional),
         accepts_any=arguments.kwarg is not None,
     )
 
 
 class _Names(dict[str, Any]):
+    """The names that an annotation in the module `owner` may use."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(_KNOWN)
+        self.owner = owner
+
     def __missing__(self, name: str) -> Any:
-        return Opaque
+        return Part if _is_class_of_spkexp(name, self.owner) else Opaque
 
 
-_NAMESPACE = _Names(
+def _is_class_of_spkexp(name: str, owner: str) -> bool:
+    tree = _source(owner)
+    for node in tree.body if tree else ():
+        imported = isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names)
+        # What comes from elsewhere is not looked into: torch's sources take a second to parse.
+        if isinstance(node, ast.ImportFrom) and imported and not f"{node.module}.".startswith("spkexp."):
+            return False
+    return owner.startswith("spkexp.") and isinstance(_find(owner, name)[0], ast.ClassDef)
+
+
+_KNOWN = (
     {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union", "Annotated")}
     | {name: value for name, value in vars(ranges).items() if not name.startswith("_")}
     | {t.__name__: t for t in (int, float, bool, str, list, tuple, dict)}
-    | {"Sequence": Sequence, "Path": str}
+    | {"Mapping": Mapping, "Sequence": Sequence, "Path": str}
 )
 
 
-def _evaluate(annotation: ast.expr | None) -> Any:
+def _evaluate(annotation: ast.expr | None, owner: str) -> Any:
     """The annotation as a type; `Any` where it cannot be known without an import (say, `nn.Module`)."""
     if annotation is None:
         return Any
     try:
-        evaluated = eval(ast.unparse(annotation), {"__builtins__": {}}, _NAMESPACE)
+        evaluated = eval(ast.unparse(annotation), {"__builtins__": {}}, _Names(owner))
     except (AttributeError, TypeError, SyntaxError):
         return Any
     return Any if evaluated is Opaque else evaluated

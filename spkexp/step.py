@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spkexp.augment.augmentation import Augmentation, Signal
-from spkexp.augment.spectral import SpecAugment
+from spkexp.augment.augmentation import Augmentation, FeatureAugmentation, Signal
 from spkexp.losses.head import Head
 from spkexp.models.speaker import SpeakerModel
 
@@ -26,7 +25,7 @@ class TrainStep(nn.Module):
         model: SpeakerModel,
         head: Head,
         augment_waveform: Augmentation | None,
-        augment_features: SpecAugment | None,
+        augment_features: FeatureAugmentation | None,
     ) -> None:
         super().__init__()
         self.model, self.head = model, head

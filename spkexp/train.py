@@ -1,7 +1,9 @@
 """`python -m spkexp.train`: train an encoder, choose the best checkpoint on the validation trials, report."""
 
+import pkgutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,10 +25,23 @@ PATHS = (
 
 def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """`cfg` with its paths made absolute from the current folder."""
-    for key in PATHS:
+    corpus = cfg.data.corpus
+    own = () if corpus is None else getattr(pkgutil.resolve_name(corpus._target_), "PATHS", ())
+    for key in (*PATHS, *(f"data.corpus.{key}" for key in own)):
         if (path := OmegaConf.select(cfg, key)) is not None:
             OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    _with_absolute_roots(cfg.augment.waveform)
     return cfg
+
+
+def _with_absolute_roots(node: Any) -> None:
+    """Every `root` below `node`: banks of recordings that are not below augment.musan or augment.rirs."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == "root" and isinstance(node[key], str):
+                node[key] = str(Path(node[key]).expanduser().absolute())
+            else:
+                _with_absolute_roots(node[key])
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:

@@ -48,6 +48,7 @@ class Trainer:
         config: DictConfig,
         labels: list[str],
         data_digest: str,
+        bank_digests: dict[str, str],
         folder: Path,
         device: torch.device,
         steps_per_epoch: int,
@@ -57,7 +58,7 @@ class Trainer:
         self.batches, self.validate, self.settings = batches, validate, settings
         self.meter, self.bad_files, self.tracker = meter, bad_files, tracker
         self.config, self.labels, self.folder, self.device = config, labels, folder, device
-        self.data_digest = data_digest
+        self.data_digest, self.bank_digests = data_digest, bank_digests
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -198,6 +199,7 @@ class Trainer:
         state = {
             "step": self.step,
             "data_digest": self.data_digest,
+            "bank_digests": self.bank_digests,
             "steps_per_epoch": self.steps_per_epoch,
             "validated": self.validated,
             "best": self.best,
@@ -217,6 +219,13 @@ class Trainer:
                 f"resume: the training utterances are not those that {folder} was trained on (other ids, speakers or "
                 "order), so its position in them means nothing; bring them back, or start anew with init_from"
             )
+        for place, digest in self.bank_digests.items():
+            if state.get("bank_digests", {}).get(place, digest) != digest:
+                log.warning(
+                    "resume: %s has other files than the run began with; the noise or the rooms that are drawn from it "
+                    "will not be those of a run without a break",
+                    place,
+                )
         if state["step"] > self.total_steps:
             raise UserError(
                 f"resume: the run is at step {state['step']}, past the end at {self.total_steps} that trainer.epochs "

@@ -1,11 +1,15 @@
 """Small real material that several tests share."""
 
 import atexit
+import importlib
+import logging
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -62,3 +66,41 @@ def make_corpus(tmp_path: Path) -> Corpus:
         return root / "manifest.csv"
 
     return make
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """run_command("train", ARGUMENT, …) is `python -m spkexp.train ARGUMENT …`, in this process. Never a traceback."""
+    root, package = logging.getLogger(), logging.getLogger("spkexp")
+    handlers, levels = list(root.handlers), (root.level, package.level)
+
+    def run(command: str, *arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", [f"spkexp.{command}", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            importlib.import_module(f"spkexp.{command}").main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Done(code, out, err)
+
+    yield run
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    for handler in handlers:
+        root.addHandler(handler)
+    for logger, level in zip((root, package), levels, strict=True):
+        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 
 from spkexp import build, checkpoint
 from spkexp.data.classes import labelled_set, require_no_lists
+from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.load import require_label
 from spkexp.data.split import by_speaker, split_table
+from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.evaluation import evaluate
 from spkexp.losses.head import Head, HeadOutput
@@ -24,6 +27,7 @@ from spkexp.report.table import results_table
 from spkexp.scoring.classification import (
     Classified,
     accuracy,
+    closed_set,
     confusion_matrix,
     macro_f1,
     per_class,
@@ -31,6 +35,7 @@ from spkexp.scoring.classification import (
     summarise_classes,
 )
 from spkexp.scoring.statistics import accuracy_interval
+from spkexp.scoring.verification import Scored
 from spkexp.trainer import criterion
 from tests.conftest import voice
 from tests.test_train import TINY, run
@@ -94,6 +99,20 @@ def test_what_could_not_be_read_is_not_classified() -> None:
     found = predict(Nearest(), embeddings, torch.device("cpu"))
     assert found[4_500] == -1
     np.testing.assert_array_equal(np.delete(found, 4_500), np.delete(np.arange(9_000) % 3, 4_500))
+
+
+class Unasked(Nearest):
+    """Fails where it is asked."""
+
+    def scores(self, embedding: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def test_speakers_that_were_not_trained_on_are_not_classified() -> None:
+    utterances = Utterances.of(table([("a", "yes"), ("b", "no")]), "speaker")
+    found = Scored(EvaluationSet("val", utterances, None, True), np.eye(2, dtype=np.float32), None, None, 0)
+    assert closed_set(Nearest(), found, "speaker", ["a", "b"], torch.device("cpu")) == {"accuracy": 1.0}
+    assert closed_set(Unasked(), found, "speaker", ["a", "c"], torch.device("cpu")) == {}
 
 
 def table(rows: Sequence[tuple[str, str]]) -> pl.DataFrame:
@@ -241,10 +260,13 @@ def make_keywords(root: Path) -> Path:
     return root / "words.csv"
 
 
-def test_a_run_that_learns_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_learns_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     manifest, folder = make_keywords(tmp_path / "my wörds"), tmp_path / "run"
     settings = [*TINY, f"data.manifest='{manifest}'", "data.label=word", "loss=softmax"]
     settings += ["loss.class_weights=inverse_frequency", "data.split.fractions=[0.5,0.3,0.2]"]
+    settings += [f"data.stage_dir='{tmp_path}/stage'"]
     settings += ["trainer.optimizer.lr=0.01", "model.features.normalise=none", "trainer.epochs=6"]
     done = run("train", *settings, f"run_dir='{folder}'")
     assert done.returncode == 0, done.stderr
@@ -264,13 +286,16 @@ def test_a_run_that_learns_words(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert max(line["macro_f1"] for line in validated) == pytest.approx(entry["macro_f1"])
 
     (folder / "results.json").unlink()
+    shutil.rmtree(tmp_path / "stage")
     evaluate(folder, None, None, None, None, torch.device("cpu"), ())
     assert "macro F1 %" in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["trials"] == results["trials"]
+    assert not (tmp_path / "stage").exists()  # staging is for training
     trials = tmp_path / "speakers.txt"
     trials.write_text("1 0-0-0.wav 0-0-1.wav\n0 0-0-0.wav 1-0-1.wav\n1 1-1-0.wav 1-1-1.wav\n0 1-1-0.wav 2-1-1.wav\n")
     evaluate(folder, trials, None, None, None, torch.device("cpu"), ())
     assert "EER %" in capsys.readouterr().out
+    assert "speakers: the error rates say nothing about unknown speakers" in caplog.text
     assert json.loads((folder / "results.json").read_text())["trials"]["speakers"]["num_trials"] == 4
 
     cfg = checkpoint.load_config(folder)

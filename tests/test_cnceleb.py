@@ -89,6 +89,12 @@ def test_subsets_and_parts_of_the_tree(corpora: Path) -> None:
     assert len(CNCeleb(subsets=["cnceleb1"]).table(corpora)) == 2
 
 
+def test_sources(corpora: Path) -> None:
+    """The lists of the trees, also deeper than the state of a folder looks."""
+    lists = {corpora / "CN-Celeb_flac" / name for name in ("dev/dev.lst", "eval/lists/enroll.map")}
+    assert lists <= set(CNCeleb(subsets=["eval"]).sources(corpora))
+
+
 def test_a_converted_copy_beside_the_original(corpora: Path, caplog: pytest.LogCaptureFixture) -> None:
     # As recipes convert: the lists stay with the flac tree.
     wave = tones(0.5, RATE)

@@ -1,5 +1,7 @@
 """Codec round trips: where the sound lies afterwards, how loud it is, and what is lost."""
 
+import threading
+
 import numpy as np
 import pytest
 import soundfile
@@ -202,3 +204,17 @@ def test_null_leaves_a_format_out(monkeypatch) -> None:
     absent = codec.Libav("libmp3lame_absent", "mp3float", RATE)
     monkeypatch.setitem(CODERS, "mp3", codec.Coder(RATE, (16,), absent, absent.missing))
     assert list(Codec(1.0, {"mp3": None, "gsm": [13]}, RATE).bit_rates) == ["gsm"]
+
+
+def test_rows_are_coded_at_once_whatever_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun torch has one thread. Four rows can only pass the barrier together."""
+    barrier = threading.Barrier(4)
+
+    def together(wave: np.ndarray, sample_rate: int, name: str, bit_rate: float) -> np.ndarray:
+        barrier.wait(timeout=5)
+        return wave
+
+    monkeypatch.setattr(codec, "round_trip", together)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    signal = Signal(torch.rand(4, 100), torch.full((4,), 100), item_keys(0, 0, np.arange(4)), np.arange(4))
+    assert torch.equal(Codec(1.0, {"gsm": [13]}, RATE)(signal, iter([])).waveform, signal.waveform)

@@ -48,9 +48,39 @@ def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
         (["data.manifest=x.csv"], ["data.manifest: this corpus has utterances of its own; add data=manifest"]),
         (["~loss._target_"], ["loss: it needs a '_target_' that names a class"]),
         (["+augment.waveform.foo=1"], ["augment.waveform: it needs a '_target_' that names a class"]),
+        (["augment.waveform=foo"], ["augment.waveform: expected a mapping, got 'foo'"]),
+        (
+            ["augment=simulated", "+augment.waveform.steps.noisee.probability=0.1"],
+            ["augment.waveform.steps.noisee: no such part; did you mean 'noise'? a new one needs a '_target_'"],
+        ),
+        (
+            ["augment=simulated", "augment.waveform.steps.noisee.probability=0.1"],
+            ["augment.waveform.steps.noisee: no such part; did you mean 'noise'? a new one needs a '_target_'"],
+        ),
+        (
+            ["augment=simulated", "augment.waveform.steps.noise=0"],
+            ["augment.waveform.steps.noise: no such part; there are reverb; a new one needs a '_target_'"],
+        ),
+        (
+            ["augment=simulated", "augment.waveform.steps=null"],
+            ["augment.waveform.steps: expected a mapping of nodes by name, got null; leave one out by"],
+        ),
+        (
+            ["augment=simulated", "augment.waveform.steps.reverb.source=null"],
+            ["augment.waveform.steps.reverb.source: expected a node with a '_target_' that names a class, got null"],
+        ),
+        (
+            ["augment=simulated", "augment.waveform.steps.noise.kinds.coloured.source=foo"],
+            ["augment.waveform.steps.noise.kinds.coloured.source: expected a node with a '_target_'"],
+        ),
+        (
+            ["augment=simulated", "+augment.waveform.steps.noise.kinds.x.weight=1"],
+            ["augment.waveform.steps.noise.kinds.x: no such part; there are coloured; a new one needs a '_target_'"],
+        ),
         (["+model.encoder._partial_=true"], ["model.encoder._partial_: ECAPA takes no '_partial_'"]),
         (["trainer.epochs='${foo.bar}'"], ["trainer.epochs: Interpolation key 'foo.bar' not found"]),
         (["model.encoder.channels=-1"], ["model.encoder.channels: must be > 0, got -1"]),
+        (["data.split.seed=-1"], ["data.split.seed: must be >= 0, got -1"]),
         (["data.max_bad_fraction=1.5"], ["data.max_bad_fraction: must be <= 1, got 1.5"]),
         (["data=manifest"], ["data.manifest: missing; give it as data.manifest=VALUE"]),
         (["data.manifest="], ["data.manifest: is empty; give a value or leave it out"]),

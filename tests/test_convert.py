@@ -60,6 +60,16 @@ def test_16_bit_audio_comes_back_bit_for_bit(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(soundfile.read(target, dtype="int16")[0], samples[1000:1700, 0])
 
 
+def test_a_segment_at_another_rate(tmp_path: Path) -> None:
+    """start and stop count samples at 16 kHz."""
+    soundfile.write(tmp_path / "a.wav", integers(8000), 8000, subtype="PCM_16")
+    (tmp_path / "m.csv").write_text("path,speaker,start,stop\na.wav,s,2000,6000\n")
+    conversion = Conversion("wav", 8000, resample=False, mix_channels=False, trim_db=None)
+    table, _ = convert_table(order(read_table(tmp_path / "m.csv", None), tmp_path / "to", conversion=conversion))
+    found = soundfile.read(tmp_path / "to" / table["path"][0], dtype="int16")[0]
+    np.testing.assert_array_equal(found, integers(8000)[1000:3000, 0])
+
+
 def test_m4a_at_another_rate(tmp_path: Path) -> None:
     encode(tmp_path / "a.m4a", tones(1.0, 44_100), 44_100)
     utterance = Utterance(str(tmp_path / "a.m4a"), None, None)
@@ -171,6 +181,57 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "to" / "wav").write_text("no folder either")
     with pytest.raises(UserError, match=r"0\.wav: cannot be written: .*make room, or choose"):
         convert_table(order(source, tmp_path / "to"))
+
+
+def test_audio_that_was_there_before_is_not_taken_for_converted(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "from", speakers=1)
+    for name in ("wav/u0/0.wav", "flac/x.flac", "shard-000000.tar"):
+        output = tmp_path / name.partition(".")[0].replace("/", "-")
+        (output / name).parent.mkdir(parents=True)
+        (output / name).write_bytes(b"of another")
+        with pytest.raises(UserError, match=r"is there already, and not by a conversion .*choose another folder"):
+            convert_table(order(source, output))
+        assert (output / name).read_bytes() == b"of another"
+
+
+def test_what_changed_since_is_converted_again(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "from", speakers=1)
+    convert_table(order(source, tmp_path / "to"))
+    convert_table(order(source, tmp_path / "packed", pack_bytes=100_000))
+    changed = Path(source["path"][1])
+    soundfile.write(changed, integers(900, seed=7), RATE, subtype="PCM_16")
+    later = time.time_ns() + 10**10
+    os.utime(changed, ns=(later, later))
+    kept = (tmp_path / "to/wav/u0/0.wav").stat().st_mtime_ns
+    table, _ = convert_table(order(source, tmp_path / "to"))
+    assert table["duration"].to_list() == [0.1, 900 / RATE]
+    np.testing.assert_array_equal(audio.read(tmp_path / "to" / table["path"][1]), audio.read(changed))
+    assert (tmp_path / "to/wav/u0/0.wav").stat().st_mtime_ns == kept
+    with pytest.raises(UserError, match=r"1\.wav: changed after it went into .*shard-000000\.tar.*remove that shard"):
+        convert_table(order(source, tmp_path / "packed", pack_bytes=100_000))
+    changed.unlink()  # what is gone has not changed
+    assert len(convert_table(order(source, tmp_path / "packed", pack_bytes=100_000))[0]) == 2
+
+
+@pytest.mark.parametrize("pack_bytes", [None, 10_000])
+def test_losses_are_told_again_by_the_second_call(tmp_path: Path, pack_bytes: int | None) -> None:
+    source = corpus(tmp_path / "from", speakers=1)
+    soundfile.write(source["path"][0], np.full(800, 1.5, np.float32), RATE, subtype="FLOAT")
+    before = {"id": "x", "path": "x.wav", "reason": "x.wav: the file is empty"}
+    work = order(source, tmp_path / "to", pack_bytes=pack_bytes, left_out=[before])
+    facts = [convert_table(work)[1] for _ in range(2)]
+    assert [(fact["clipped"], fact["broken"]) for fact in facts] == [(1, [before])] * 2
+    assert (tmp_path / "to/clipped.txt").read_text() == f"{source['id'][0]}\n"
+
+
+def test_two_ids_of_one_file_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r"1 and spk/1 would both be written to wav/spk/1\.wav; rename one"):
+        file_names(pl.DataFrame({"id": ["1", "x", "spk/1"], "speaker": ["spk", "spk", "spk"]}), "wav")
+    assert file_names(pl.DataFrame({"id": ["a//b", "a/b", "a/%/b"]}), "wav") == [
+        "wav/a/%/b.wav",
+        "wav/a/b.wav",
+        "wav/a/%25/b.wav",
+    ]
 
 
 def test_file_names_stay_below_the_folder_and_apart() -> None:

@@ -123,6 +123,13 @@ def test_unreadable_file_gives_way_and_is_reported(utterances: Utterances) -> No
         lenient.add(batch)
 
 
+def test_an_unreadable_file_counts_once_for_all_its_copies(utterances: Utterances) -> None:
+    Path(utterances.path[2]).write_bytes(b"RIFF")
+    copies = utterances.with_speed_copies([0.9, 1.1], own_labels=True)
+    batch = crops_of(copies, 0.4).__getitems__([(0, 2, 0), (0, 22, 0), (0, 42, 0)])
+    assert {entry.id for entry in batch.bad} == {utterances.id[2]}
+
+
 def test_whole_utterances_are_padded_behind(utterances: Utterances) -> None:
     Path(utterances.path[1]).unlink()
     batch = WholeUtterances(utterances, READING).__getitems__([0, 1, 2])
@@ -184,7 +191,10 @@ class Offset(RowAugmentation):
 def test_material_is_read_with_the_batch(utterances: Utterances, workers: int) -> None:
     augmentation = prepared(Offset(0.5))
     crops = Crops(utterances, READING, 0.2, "wrap", 0, one_copy=False, augmentation=augmentation)
-    for batch in loader(crops, parts(range(3)), workers, pin=False):
+    batches = loader(crops, parts(range(3)), workers, pin=False)
+    if workers:  # what the banks hold in memory is shared by no other way of starting them
+        assert batches.multiprocessing_context.get_start_method() == "fork"
+    for batch in batches:
         keys = batch.key.numpy().view(np.uint64)
         rows = augmentation.rows(keys)
         assert len(batch.material) == (1 if len(rows) else 0)

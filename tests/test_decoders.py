@@ -4,6 +4,7 @@ import os
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -45,6 +46,19 @@ def test_other_wav_encodings(tmp_path: Path, subtype: str, tolerance: float) -> 
     soundfile.write(path, wave, RATE, subtype=subtype)
     assert audio.info(path) == (RATE, 1, 8_000)
     np.testing.assert_allclose(audio.read(path, 100, 5_000), wave[100:5_100], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", ["m4a", "mp4"])
+def test_a_video_without_sound_is_named(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"stumm é.{form}"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    for function in (audio.info, audio.read):
+        with pytest.raises(AudioError, match=rf"^{path}: holds no audio stream$"):
+            function(path)
 
 
 @pytest.mark.parametrize("form", ["m4a", "aac", "ogg", "opus", "mp3", "webm"])

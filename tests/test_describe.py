@@ -1,14 +1,12 @@
 """`python -m spkexp.describe`: its numbers against values worked out by hand, and the command as a user meets it."""
 
 import json
-import logging
 import math
 import re
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,44 +19,16 @@ from spkexp.data.levels import MelRange, levels_of, mel_range, sample_rows, sign
 from spkexp.data.quantiles import quantiles
 from spkexp.report.data_page import _edges
 from tests.audio_files import RATE
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+from tests.conftest import Run
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+def run(run_command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """run(ARGUMENT, …) is `python -m spkexp.describe ARGUMENT …` in the folder `here`."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["spkexp.describe", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            describe.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(code, out, err)
-
-    yield run
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)
+    return partial(run_command, "describe")
 
 
 def sine(amplitude: float, seconds: float, rate: int = RATE) -> np.ndarray:
@@ -292,7 +262,10 @@ def test_segments_and_a_stretch_of_long_ones(run: Run, tmp_path: Path) -> None:
     rows = [
         {"id": "loud", "path": "a.wav", "speaker": "x", "start": 0, "stop": 16_000},
         {"id": "soft", "path": "a.wav", "speaker": "y", "start": 16_000, "stop": 32_000},
+        # 6400.36 samples at 16 kHz are 6401, and these would be 17,642 at 44.1 kHz.
+        {"id": "to the end", "path": "b.wav", "speaker": "y", "start": 0, "stop": 6401},
     ]
+    soundfile.write(tmp_path / "b.wav", sine(0.2, 1, 44_100)[:17_641], 44_100)
     table, cache = manifest(tmp_path, rows), f"data.cache_dir='{tmp_path / 'cache'}'"
     done = run("data=manifest", table, cache, "data.resample=true", "output=o", "seconds=0.5")
     assert done.code == 0, done.err

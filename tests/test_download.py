@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkexp.data.corpora.download import Archive, fetch, locked, unpack
+from spkexp.data.corpora.download import Archive, fetch, unpack
+from spkexp.data.files import locked
 from spkexp.errors import UserError
 from tests.archive_server import Server, pack, serving
 
@@ -141,8 +142,8 @@ def test_root_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     if before == 0:
         os.seteuid(65534)
     try:
-        expected = r"data: cannot be written: Permission denied; choose another data\.root"
-        with pytest.raises(UserError, match=expected), locked(tmp_path / "data"):
+        expected = r"data/lock: cannot be written: Permission denied; choose another data\.root"
+        with pytest.raises(UserError, match=expected), locked(tmp_path / "data" / "lock", "choose another data.root"):
             pass
     finally:
         os.seteuid(before)
@@ -211,7 +212,8 @@ def test_archives_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_lock_excludes(tmp_path: Path) -> None:
-    with locked(tmp_path), (tmp_path / ".download.lock").open("w") as other, pytest.raises(BlockingIOError):
+    lock = tmp_path / "lock"
+    with locked(lock, ""), lock.open("w") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with (tmp_path / ".download.lock").open("w") as other:
+    with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spkexp.data.load import require_label, with_durations
+from spkexp.data.headers import HeaderParts, read_headers
+from spkexp.data.load import require_label, usable
 from spkexp.data.manifest import filter_table, read_table
 from spkexp.data.utterances import Strings, Utterances
 from spkexp.errors import UserError
@@ -72,6 +73,17 @@ def test_parquet_and_kaldi(tmp_path: Path) -> None:
         ("m.csv", "path,speaker,duration\nx,s,1\ny,s,long\n", "m.csv:3: duration is no number: 'long'"),
         ("m.csv", "path,speaker\nx,s\n,s\n", "m.csv:3: path is empty"),
         ("m.csv", "path,start,stop,speaker\nx,5,3,s\n", "m.csv:2: start 5 and stop 3 are no segment"),
+        (
+            "m.csv",
+            "path,start,stop,speaker\nx,0.5,1.25,s\n",
+            "m.csv:2: start is no whole number: '0.5'; it counts samp",
+        ),
+        ("m.csv", "path,start,stop,speaker\nx,1,2,s\ny,nan,3,s\n", "m.csv:3: start is no number: 'nan'"),
+        ("m.csv", "path,speaker, path\nx,s,y\n", "m.csv: two columns are called 'path'; rename or remove one"),
+        ("m.csv", "path,speaker,offset\nx,s,512\n", "m.csv: offset and bytes (of a file in a tar) come together"),
+        ("m.csv", "path,bytes,offset,speaker\nx,,,s\ny,9,,s\n", "m.csv:3: offset None and bytes 9 are no part of a fi"),
+        ("m.csv", "path,bytes,offset\ny,9,-1\n", "m.csv:2: offset -1 and bytes 9 are no part of a file; give both"),
+        ("m.json", '{"a": {"wav": "x", "length": "long"}}', "m.json: row 1 (id a): duration is no number: 'long'"),
         ("m.json", '{"a": {"wav": "x"},\n}', "m.json:2: not JSON"),
         ("m.json", "[1]", "m.json: expected"),
         ("m.parquet", "not parquet", "m.parquet: cannot be read as parquet"),
@@ -96,6 +108,36 @@ def test_kaldi_mistakes(tmp_path: Path) -> None:
         read_table(tmp_path / "none.csv", None)
 
 
+@pytest.mark.parametrize("name", ["wav.scp", "utt2spk"])
+def test_kaldi_lines_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    good = {"wav.scp": "u1 a.wav\nu2 b.wav\n", "utt2spk": "u1 s\nu2 s\n"}
+    for file, text in good.items():
+        write(tmp_path / file, text)
+    write(tmp_path / name, good[name].replace("\n", "\n\n", 1))
+    with pytest.raises(UserError, match=rf"{name}:2: expected 'UTTERANCE .*', got ''; complete or remove the line"):
+        read_table(tmp_path, None)
+    (tmp_path / name).write_bytes((good[name] + "u3 ä\n").encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name}:3: is not UTF-8 \(0xe4\); write it so"):
+        read_table(tmp_path, None)
+
+
+@pytest.mark.parametrize("column", ["speaker", "duration", "notes"])
+@pytest.mark.parametrize("values", [[[1.5]], [b"\xff"]], ids=["lists", "bytes"])
+def test_columns_that_are_neither_text_nor_numbers(tmp_path: Path, column: str, values: list) -> None:
+    pl.DataFrame({"path": ["a.wav"], "speaker": ["s"]} | {column: values}).write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=rf"m.parquet: .*{column}"):
+        read_table(tmp_path / "m.parquet", None)
+
+
+def test_segments_lie_where_they_are_at_any_rate(tmp_path: Path) -> None:
+    """start and stop count samples at 16 kHz, the model's rate or the file's notwithstanding."""
+    file = write(tmp_path / "m.csv", "path,start,stop,speaker\na,16000,24000,s\n")
+    utterances = Utterances.of(read_table(file, None), "speaker").with_speed_copies([0.5], own_labels=False)
+    for item in range(2):
+        assert utterances.segment(item, 16_000) == (16_000, 24_000)
+        assert utterances.segment(item, 8_000) == (8_000, 12_000)
+
+
 def test_filter(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "m.csv", "path,speaker,duration\na,x,1\nb,y,2\nc,y,3\n"), None)
     assert filter_table(table, "speaker = 'y' AND duration > 2")["id"].to_list() == ["c"]
@@ -113,17 +155,24 @@ def test_labels(tmp_path: Path) -> None:
         require_label(table, "language")
 
 
-def test_missing_durations_are_measured(make_corpus: Corpus) -> None:
+def test_broken_files_are_named_and_counted(make_corpus: Corpus, tmp_path: Path) -> None:
     manifest = make_corpus(speakers=2, utterances=3)
     known = read_table(manifest, None)
-    measured = with_durations(known.drop("duration"), "raise", 0.0)
+    measured, broken = read_headers(known.drop("duration"), HeaderParts(tmp_path / "a", "s", ""))
+    assert usable(measured, broken, "raise", 0.0) == (measured, [])
     assert measured["duration"].to_list() == known["duration"].to_list()
     Path(known["path"][1]).write_bytes(b"")
-    with pytest.raises(UserError, match=known["id"][1]):
-        with_durations(known.drop("duration"), "raise", 0.0)
-    assert len(with_durations(known.drop("duration"), "skip", 0.5)) == 5
+    measured, broken = read_headers(known.drop("duration"), HeaderParts(tmp_path / "b", "s", ""))
+    Path(known["path"][1]).unlink()  # its header is not read again
+    with pytest.raises(UserError, match=r"1\.wav: the file is empty \(0 bytes\) \(1 such files; .*refresh=true"):
+        usable(measured, broken, "raise", 0.0)
+    rows, left_out = usable(measured, broken, "skip", 0.5)
+    assert (len(rows), left_out) == (5, broken)
     with pytest.raises(UserError, match=r"1 of 6 files cannot be used, more than data.max_bad_fraction=0.1"):
-        with_durations(known.drop("duration"), "skip", 0.1)
+        usable(measured, broken, "skip", 0.1)
+    wrong = known.with_columns(duration=pl.when(pl.col("id") == known["id"][2]).then(-1.0).otherwise("duration"))
+    with pytest.raises(UserError, match=rf"{known['id'][2]}.wav: the duration -1.0 is no length; correct the manifest"):
+        usable(wrong, [], "raise", 0.0)
 
 
 def test_a_million_rows_are_columns() -> None:

@@ -70,6 +70,22 @@ def test_mini_librispeech_says_what_is_missing(corpus: Callable[..., MiniLibriSp
         corpus("train-clean-100")
 
 
+def test_not_into_another_corpus(server: Server, corpus: Callable[..., MiniLibriSpeech], tmp_path: Path) -> None:
+    (tmp_path / "LibriSpeech/train-clean-100/1/7").mkdir(parents=True)
+    for root in (tmp_path, tmp_path / "LibriSpeech"):
+        with pytest.raises(UserError, match=r"this is LibriSpeech, and .*choose another data\.root.*data=librispeech"):
+            corpus("train-clean-5").table(root)
+    assert server.requests == []
+
+
+def test_what_is_missing_of_the_known_counts(
+    corpus: Callable[..., MiniLibriSpeech], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus("train-clean-5", "dev-clean-2").table(tmp_path / "root")
+    assert "train-clean-5: 2 of 28 speakers, 4 of 1,519 utterances" in caplog.text
+    assert "dev-clean-2: 1 of 38 speakers, 2 of 1,089 utterances" in caplog.text
+
+
 def _table(mirror: str, checksums: dict[str, str], root: Path, found: "multiprocessing.Queue[int]") -> None:
     mini_librispeech.MD5.update(checksums)
     found.put(len(MiniLibriSpeech(subsets=["train-clean-5"], download=True, mirror=mirror).table(root)))

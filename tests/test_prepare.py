@@ -9,9 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import pytest
@@ -21,10 +19,14 @@ from spkexp import __main__, build, prepare
 from spkexp.cli import compose_config
 from spkexp.data import headers, prepared, tree_state
 from spkexp.data.corpora.librispeech import LibriSpeech
+from spkexp.data.files import writing
 from spkexp.data.manifest import read_table
 from spkexp.data.prepared import Source, corpus_source, manifest_source
 from spkexp.errors import UserError
+from spkexp.train import with_absolute_paths
 from tests.audio_files import RATE, encode, integers, tones
+from tests.conftest import Run
+from tests.tar_files import make_tar, wav
 
 LINE = "utterances in"  # what the log says of a manifest that was made
 
@@ -82,7 +84,13 @@ def test_made_once_and_never_opened_again(tmp_path: Path, cache: Path, caplog: p
     caplog.clear()
     again = prepared.prepare(source_of(root), cache, keep=False)
     assert again.table.equals(first.table)
-    assert caplog.text == ""
+    [record] = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert record.getMessage() == (
+        f"{first.file}: made {facts['made']}; python -m spkexp.prepare … refresh=true makes it anew"
+    )
+    # What the listing found missing is said again, though nothing is listed.
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == facts["warnings"]
+    assert "3 of 251 speakers" in facts["warnings"][0]
     with pytest.raises(UserError, match="no such folder"):  # the corpus's own error
         prepared.prepare(source_of(tmp_path / "nowhere"), cache, keep=False)
 
@@ -113,20 +121,41 @@ def test_another_speaker_or_refresh_makes_it_anew(
 def test_upper_folders_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "dev" / "aac" / "id1" / "video"
     deep.mkdir(parents=True)
-    state = tree_state.state_of(tmp_path)
-    assert tree_state.state_of(tmp_path) == state
+    state = tree_state.state_of([tmp_path])
+    assert tree_state.state_of([tmp_path]) == state
     (deep / "x.m4a").write_text("")  # four levels down
-    assert tree_state.state_of(tmp_path) == state
+    assert tree_state.state_of([tmp_path]) == state
     (deep.parent / "video2").mkdir()  # changes id1, the third level
-    changed = tree_state.state_of(tmp_path)
+    changed = tree_state.state_of([tmp_path])
     assert changed != state
     monkeypatch.setattr(tree_state, "MAX_ENTRIES", 2)  # so that id1 is not looked at, dev/aac is
-    few = tree_state.state_of(tmp_path)
+    few = tree_state.state_of([tmp_path])
     (deep.parent / "video3").mkdir()
-    assert tree_state.state_of(tmp_path) == few
+    assert tree_state.state_of([tmp_path]) == few
     (deep.parent.parent / "id2").mkdir()
-    assert tree_state.state_of(tmp_path) != few
-    assert tree_state.state_of(tmp_path / "nowhere") == "absent"
+    assert tree_state.state_of([tmp_path]) != few
+
+
+def test_lists_and_tars_written_over_in_place_tell(tmp_path: Path) -> None:
+    names = ["vox2_meta.csv", "dev/shard-0.TAR", "dev/aac/y.m4a", "dev/aac/.hidden", "dev/aac/id1/list.txt", "beside"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    sources = [tmp_path / "dev", tmp_path / "vox2_meta.csv", tmp_path / "nowhere"]
+    seen = []
+    for name in names:
+        before, times = tree_state.state_of(sources), (tmp_path / name).stat()
+        (tmp_path / name).write_text("longer than before")
+        os.utime(tmp_path / name, ns=(times.st_atime_ns, times.st_mtime_ns))  # its size alone
+        seen.append(tree_state.state_of(sources) != before)
+    assert seen == [True, True, False, False, True, False]
+    before = tree_state.state_of(sources)
+    (tmp_path / "vox2_meta.csv").write_text("LONGER than before")
+    os.utime(tmp_path / "vox2_meta.csv", ns=(1, 1))
+    assert tree_state.state_of(sources) != before
+    before = tree_state.state_of(sources)
+    (tmp_path / "nowhere").write_text("")
+    assert tree_state.state_of(sources) != before
 
 
 def m4a_manifest(folder: Path, rows: int, files: int = 1) -> Path:
@@ -233,6 +262,65 @@ def test_of_two_at_once_one_works(tmp_path: Path, cache: Path, caplog: pytest.Lo
     assert caplog.text.count("waiting for another process") == 1
 
 
+def test_what_lies_outside_of_the_root_counts(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speakers' lists relative to where the user stands, edited in place; tars written anew; Kaldi's relative paths."""
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "utt2spk").write_text(f"a {place}\nb other\n")
+        (tmp_path / place / "wav.scp").write_text("a a.wav\nb b.wav\n")
+        for frames, name in ((1600, "a"), (3200, "b")):
+            soundfile.write(tmp_path / place / f"{name}.wav", integers(frames), RATE, subtype="PCM_16")
+    soundfile.write(tmp_path / "there" / "a.wav", integers(4800), RATE, subtype="PCM_16")
+    pattern = "data.corpus.pattern='{utterance}'"
+    arguments = ["data=folder", f"data.root={tmp_path}/here", pattern, "data.corpus.speakers=utt2spk"]
+    cfg = compose_config([*arguments, f'data.cache_dir="{cache}"'])
+    for place in ("here", "there", "here"):
+        monkeypatch.chdir(tmp_path / place)
+        assert build.table(cfg)[0]["speaker"].to_list() == [place, "other"]
+    Path("utt2spk").write_text("a new\nb other\n")
+    assert build.table(cfg)[0]["speaker"].to_list() == ["new", "other"]
+    kaldi = compose_config(["data=manifest", f"data.manifest={tmp_path}/here", f'data.cache_dir="{cache}"'])
+    assert build.table(kaldi)[0]["duration"].to_list() == [0.1, 0.2]
+    monkeypatch.chdir(tmp_path / "there")
+    assert build.table(kaldi)[0]["duration"].to_list() == [0.3, 0.2]
+    # A run's config can be used from elsewhere.
+    assert with_absolute_paths(cfg).data.corpus.speakers == f"{tmp_path}/there/utt2spk"
+
+
+def test_a_tar_written_anew_in_place(tmp_path: Path, cache: Path) -> None:
+    tar = tmp_path / "s/1/2/3/4/x.tar"  # deeper than folders are looked at
+    cfg = compose_config(["data=shards", f"data.root={tmp_path}/s", f'data.cache_dir="{cache}"'])
+    for order in ("ab", "ba"):
+        members = [
+            (f"{name}.{kind}", data) for name in order for kind, data in (("wav", wav(0)), ("spk", name.encode()))
+        ]
+        make_tar(tmp_path / "new.tar", members)
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        tar.write_bytes((tmp_path / "new.tar").read_bytes())
+        table = build.table(cfg)[0].sort("offset")
+        assert table["speaker"].to_list() == list(order)
+
+
+def test_half_written_parts_of_a_crash(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    soundfile.write(tmp_path / "a.wav", integers(3200), RATE, subtype="PCM_16")
+    table = pl.DataFrame({"id": ["a"], "path": [str(tmp_path / "a.wav")]})
+    parts = headers.HeaderParts(cache, "s", "")
+    assert len(parts.read()) == 0
+    parts.append(pl.DataFrame([("gone", None, 7.0, None)], schema=headers.SCHEMA, orient="row"))
+    (cache / "s/000001.parquet").write_bytes(b"")
+    (cache / "s/000002.parquet").write_bytes((cache / "s/000000.parquet").read_bytes()[:-20])
+    found, broken = headers.read_headers(table, headers.HeaderParts(cache, "s", ""))
+    assert (found["duration"].to_list(), broken) == ([0.2], [])
+    assert caplog.text.count("its headers are read again") == 2
+    assert headers.HeaderParts(cache, "s", "").read()["path"].to_list() == ["gone", str(tmp_path / "a.wav")]
+
+
+def test_a_full_disk_is_told() -> None:
+    expected = r"m\.parquet: cannot be written: .*No space left.*; make room"
+    with pytest.raises(UserError, match=expected), writing(Path("m.parquet"), "make room"):
+        pl.DataFrame({"x": range(100)}).write_parquet("/dev/full")
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     root = librispeech(tmp_path / "l", speakers=1)
     (tmp_path / "file").write_text("")
@@ -260,39 +348,10 @@ def test_headers_of_segments_and_shards(tmp_path: Path, cache: Path) -> None:
     assert found.columns == table.columns
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path) -> Iterator[Run]:
+def run(run_command: Run, cache: Path) -> Run:
     """run(ARGUMENT, …) is `python -m spkexp.prepare ARGUMENT …` with a cache of its own."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["spkexp.prepare", *arguments, f'data.cache_dir="{cache}"'])
-        capsys.readouterr()
-        code = 0
-        try:
-            prepare.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(code, out, err)
-
-    yield run
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in before:
-        root.addHandler(handler)
-    root.setLevel(level)
+    return lambda *arguments: run_command("prepare", *arguments, f'data.cache_dir="{cache}"')
 
 
 def test_the_command(run: Run, tmp_path: Path, cache: Path) -> None:
@@ -317,10 +376,13 @@ def test_the_command(run: Run, tmp_path: Path, cache: Path) -> None:
     # What was prepared is what training reads.
     manifest = ["data=manifest", f"data.manifest={output}", f'data.cache_dir="{cache}"']
     table, skipped = build.table(compose_config(manifest))
-    assert (len(table), skipped) == (5, 0)
+    assert (len(table), skipped) == (5, [])
     cfg = compose_config([*arguments[:2], f'data.cache_dir="{cache}"', "data.on_error=skip", "data.max_bad_fraction=1"])
     table, skipped = build.table(cfg)
-    assert (len(table), skipped) == (5, 1)
+    assert (len(table), [entry["id"] for entry in skipped]) == (5, ["2-7-0000"])
+    # What had no readable header is among the losses.
+    facts = json.loads((output / "prepare.json").read_text())
+    assert [(entry["id"], entry["path"]) for entry in facts["broken"]] == [("2-7-0000", str(bad))]
 
 
 @pytest.mark.parametrize(

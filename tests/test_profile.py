@@ -1,51 +1,19 @@
 """`python -m spkexp.profile`, as a user meets it."""
 
-import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
 
 import pytest
 import torch
 
 from spkexp import __main__, profile
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+from tests.conftest import Run
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """run(ARGUMENT, …) is `python -m spkexp.profile ARGUMENT …`."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["spkexp.profile", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            profile.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(code, out, err)
-
-    yield run
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)
+def run(run_command: Run) -> Run:
+    return partial(run_command, "profile")
 
 
 def rows(out: str, title: str) -> list[list[str]]:

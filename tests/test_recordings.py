@@ -151,6 +151,40 @@ def test_unusable_files_of_a_bank_beyond_memory_mb_are_named_when_drawn(broken: 
     bank = Recordings(str(broken), ["**"], 0.001, RATE)
     assert len(bank.files) == 6
     assert bank.bad == []
+    bad: list[tuple[str, str]] = []
+    bank.crop(item_keys(0, 0, np.arange(60)), 1_000, bad)
+    assert {Path(file).name for file, _ in bad} == REASONS.keys()
+
+
+def test_a_bank_of_which_most_cannot_be_used_serves(tmp_path: Path) -> None:
+    """Nine of ten: ten draws would fail for one row in three."""
+    write(tmp_path / "good.wav", ramp(0, 300))
+    for number in range(9):
+        (tmp_path / f"{number}.wav").write_bytes(b"RIFF")
+    bank = Recordings(str(tmp_path), ["**"], 0, RATE)
+    bad: list[tuple[str, str]] = []
+    assert (bank.crop(item_keys(0, 0, np.arange(100)), 300, bad) == ramp(0, 300) * 2.0**-15).all()
+    assert len(bad) == pytest.approx(900, rel=0.4)
+
+
+def test_of_a_bank_beyond_memory_mb_hardly_a_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes tell: 200 files of 4,000 bytes of samples are clearly more than half a megabyte."""
+    for number in range(200):
+        write(tmp_path / f"{number}.wav", ramp(0, 2_000))
+    looked_at: list[str] = []
+    frames = Recordings._frames
+    monkeypatch.setattr(Recordings, "_frames", lambda self, path: looked_at.append(path) or frames(self, path))
+    assert Recordings(str(tmp_path), ["**"], 0.5, RATE)._memory is None
+    assert len(looked_at) < 10
+    assert Recordings(str(tmp_path), ["**"], 0.8, RATE)._memory is not None
+
+
+def test_the_digest_is_that_of_the_names(musan: Path) -> None:
+    whole, noise = (Recordings(str(musan), include, 0, RATE) for include in (["**"], ["noise/**"]))
+    moved = musan.rename(musan.parent / "elsewhere")
+    assert Recordings(str(moved), ["**"], 0, RATE).digest == whole.digest != noise.digest
+    (moved / "music" / "c.wav").rename(moved / "music" / "e.wav")
+    assert Recordings(str(moved), ["**"], 0, RATE).digest != whole.digest
 
 
 def test_unusable_files_met_on_the_way_are_replaced_and_named(broken: Path) -> None:
@@ -176,7 +210,7 @@ def test_silent_stretch_of_a_recording_is_replaced(tmp_path: Path) -> None:
         crops = Recordings(str(tmp_path), ["**"], memory_mb, RATE).crop(item_keys(0, 0, np.arange(50)), 1_000, bad)
         assert (np.abs(crops).max(axis=1) > 0.09).all()
         assert len(bad) > 10
-        assert {reason for _, reason in bad} == {"silent"}
+        assert {reason for _, reason in bad} == {"the stretch that was drawn is silent"}
 
 
 def test_a_file_that_vanishes_is_replaced_and_named(musan: Path) -> None:
@@ -193,12 +227,12 @@ def test_a_folder_of_zeros_is_refused(tmp_path: Path, memory_mb: float) -> None:
     folder = tmp_path / "speech-length zeros"
     for number in range(3):
         write(folder / f"{number}.wav", np.zeros(RATE))
-    with pytest.raises(AudioError, match=r"speech-length zeros: none of .*[012]\.wav: silent; .*augment.…root"):
+    with pytest.raises(AudioError, match=r"speech-length zeros: none of .*[012]\.wav: .*silent; .*augment.….root"):
         Recordings(str(folder), ["**"], memory_mb, RATE).crop(item_keys(0, 0, np.arange(4)), 1_000, [])
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no such folder; .*augment.…root"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; .*augment.….root"):
         Recordings(str(tmp_path / "nowhere"), ["**"], 10, RATE)
     with pytest.raises(UserError, match="no audio below it"):
         Recordings(str(tmp_path), ["**"], 10, RATE)

@@ -1,5 +1,7 @@
 """What makes up an epoch, worked out by hand or counted."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def samplers() -> list[Sampler]:
         RandomSampler(N, 8),
         WeightedSampler(LABEL, 8, 1.0),
         SpeakerSampler(LABEL, 8, 2.0, 2, None),
-        BucketSampler(DURATION, 8, 40.0, 5, 2),
+        BucketSampler(DURATION, 8, None, 40.0, 5, 2),
         ShardSampler(SHARD, 8, 3),
     ]
 
@@ -95,6 +97,7 @@ def test_a_speaker_with_too_few_utterances_gives_them_again() -> None:
         ((LABEL, 9, 2.0, 2, None), r"trainer.batch_size: 9 is no multiple of data.sampler.utterances_per_speaker=2"),
         ((LABEL, 64, 2.0, 2, None), r"needs 32 speakers, and there are 12; choose a smaller trainer.batch_size"),
         ((LABEL, 8, None, 2, 1.0), r"data.sampler.epoch_hours: counts crops, so it needs data.crop_seconds"),
+        ((LABEL, 8, 2.0, 2, 0.002), r"epoch_hours: 0.002 h are 4 crops of .*=2, too few for one batch of .*=8; choose"),
     ],
 )
 def test_impossible_batches_of_speakers(arguments: tuple, message: str) -> None:
@@ -103,7 +106,7 @@ def test_impossible_batches_of_speakers(arguments: tuple, message: str) -> None:
 
 
 def test_buckets_keep_the_budget() -> None:
-    sampler = BucketSampler(DURATION, 16, 40.0, 5, 2)
+    sampler = BucketSampler(DURATION, 16, None, 40.0, 5, 2)
     for batch in sampler.epoch(0, 0):
         assert len(batch) % 2 == 0
         assert len(batch) <= 16
@@ -114,9 +117,25 @@ def test_buckets_keep_the_budget() -> None:
     padding = sum(DURATION[b].max() * len(b) - DURATION[b].sum() for b in sampler.epoch(0, 0))
     assert padding < 0.25 * DURATION.sum()
     with pytest.raises(UserError, match=r"data.sampler.batch_seconds: 20 s cannot hold .*multiple_of=2 .* 12.9 s"):
-        BucketSampler(DURATION, 16, 20.0, 5, 2)
-    with pytest.raises(UserError, match=r"do not fill one batch"):
-        BucketSampler(DURATION[:20], 16, 400.0, 10, 4)
+        BucketSampler(DURATION, 16, None, 20.0, 5, 2)
+    with pytest.raises(UserError, match=r"data.sampler.multiple_of: 3 .* do not fill one batch of 4; choose at most 3"):
+        BucketSampler(DURATION[:3], 16, None, 400.0, 10, 4)
+    with pytest.raises(UserError, match=r"crops are all of 2 s; set data.crop_seconds=null"):
+        BucketSampler(DURATION, 16, 2.0, 40.0, 5, 2)
+
+
+@pytest.mark.parametrize(("num", "buckets", "multiple"), [(960, 20, 4), (60, 20, 4), (21, 9, 4), (5, 9, 1)])
+def test_buckets_leave_no_utterance_out_for_ever(num: int, buckets: int, multiple: int) -> None:
+    """A bucket may hold less than the seconds and trainer.batch_size allow."""
+    duration = np.random.default_rng(0).uniform(1, 4, num)
+    sampler = BucketSampler(duration, 64, None, 120.0, buckets, multiple)
+    seen = set()
+    for epoch in range(40):
+        for batch in sampler.epoch(0, epoch):
+            assert len(batch) % multiple == 0
+            seen |= set(batch.tolist())
+    assert seen == set(range(num))
+    assert sampler.utterances_per_epoch > num / 2
 
 
 def test_shards_are_read_few_at_a_time() -> None:
@@ -133,8 +152,10 @@ def test_shards_are_read_few_at_a_time() -> None:
         ShardSampler(None, 10, 3)
 
 
-def test_a_million_utterances_are_shuffled_in_no_time() -> None:
+def test_a_million_utterances_are_shuffled_within_seconds() -> None:
     """Going on in the middle of an epoch costs its order alone, not what came before."""
+    begin = time.process_time()
     label = (np.arange(1_100_000) // 180).astype(np.int32)
     for sampler in (RandomSampler(len(label), 512), SpeakerSampler(label, 512, 2.0, 2, None)):
         assert len(sampler.epoch(0, 7)[2000]) == 512
+    assert time.process_time() - begin < 10  # a tenth of that where nothing else runs; a loop over utterances is more

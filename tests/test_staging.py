@@ -108,6 +108,21 @@ def test_shards_keep_their_places(tmp_path: Path) -> None:
         np.testing.assert_array_equal(wave, integers(700, seed=number)[:, 0] / 32768)
 
 
+def test_a_missing_source_stays_where_it_is_with_skip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = make_files(tmp_path / "in", count=3)
+    gone = table["path"][1]
+    Path(gone).unlink()
+    Path(gone).mkdir()  # can be looked at, and not read
+    for _ in range(2):  # the second time the others are there already
+        caplog.clear()
+        copy = staged(table, tmp_path / "out", "skip")
+        assert (copy["path"] == table["path"]).to_list() == [False, True, False]
+        assert f"left where it is: {gone}: cannot be " in caplog.text
+        assert contents(copy["path"][[0, 2]]) == contents(table["path"][[0, 2]])
+        if Path(gone).exists():
+            Path(gone).rmdir()
+
+
 def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = make_files(tmp_path / "in", count=2)
     needed = sum(Path(path).stat().st_size for path in table["path"])

@@ -15,6 +15,13 @@ from tests.audio_files import integers
 from tests.tar_files import GOOD, Member, labels, make_tar, samples_of, wav
 
 
+def test_a_field_that_is_empty_in_one_tar(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", [("a.wav", wav(0)), ("a.json", labels(speaker="s", language=None, duration=None))])
+    make_tar(tmp_path / "b.tar", [("b.wav", wav(1)), ("b.json", labels(speaker="s", language="de", duration=0.5))])
+    table = Shards().table(tmp_path)
+    assert table.select("id", "language", "duration").rows() == [("a", None, None), ("b", "de", 0.5)]
+
+
 def test_wespeaker_and_webdataset_layouts(tmp_path: Path) -> None:
     # WeSpeaker: speaker first, keys that end in .wav themselves, GNU long names
     long = "id10001/" + "x" * 120 + ".wav"

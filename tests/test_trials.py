@@ -340,6 +340,11 @@ def test_training_data_in_the_list(tmp_path: Path, caplog: pytest.LogCaptureFixt
     caplog.clear()
     from_list("l", str(file), None, table, "speaker", None, Trained(["id7"], pl.Series(["id7/v/1"])))
     assert "trained on" not in caplog.text
+    # Who spoke in training need not be known.
+    nameless = Trained([], pl.Series(["id1/v/1"]))
+    from_list("l", str(file), None, table.with_columns(speaker=pl.lit("")), "speaker", None, nameless)
+    assert "trained on utterances of the list, which are in 2 of its 4 trials; 1 of its 5 utterances" in caplog.text
+    caplog.clear()
     # Of a file, the folder says who speaks.
     for name in table["id"]:
         tone(tmp_path / f"{name}.wav")

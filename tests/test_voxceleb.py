@@ -265,3 +265,22 @@ def test_what_is_no_tree_says_so(tmp_path: Path, sounds: Path) -> None:
         voxceleb2().table(tmp_path / "v2/dev/aac/id00012")
     with pytest.raises(UserError, match=r"data\.corpus\.subsets: expected some of dev, test, got \[\]"):
         VoxCeleb2(subsets=[], voxceleb1=None)
+
+
+def test_a_copy_beside_dev_and_test_keeps_its_subset(tmp_path: Path, sounds: Path) -> None:
+    """wav/ converted from both: its files are the cheaper ones and are taken, and no test speaker is trained on."""
+    add(tmp_path / "dev/aac", DEV2, sounds, "m4a")
+    add(tmp_path / "test/aac", TEST2, sounds, "m4a")
+    add(tmp_path / "wav", DEV2 + TEST2, sounds)
+    table = voxceleb2().table(tmp_path)
+    assert all(path.endswith(".wav") for path in table["path"])
+    assert dict(table.select("id", "split").rows()) == dict.fromkeys(DEV2, "train") | dict.fromkeys(TEST2, "val")
+
+
+def test_sources_beside_the_root(tmp_path: Path) -> None:
+    two, one = tmp_path / "a/vox2", tmp_path / "b/vox1"
+    corpus = VoxCeleb2(subsets=["dev"], voxceleb1=str(one))
+    assert {one, tmp_path / "a/vox2_meta.csv", two / "vox2_meta.csv", tmp_path / "b/vox1_meta.csv"} <= {
+        *corpus.sources(two)
+    }
+    assert tmp_path / "b/iden_split.txt" in voxceleb1().sources(one)

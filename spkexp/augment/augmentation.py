@@ -5,9 +5,9 @@ what the rows will need (noise, impulse responses): its material. `forward` runs
 material in the same order. Both see the same keys, so both come to the same random choices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from spkexp import counter
 from spkexp.counter import Keys
 
 STREAMS = 64  # random choices of one augmentation about one item
+
+T = TypeVar("T")
 
 
 class Signal(NamedTuple):
@@ -37,14 +39,32 @@ class Material:
     bad: list[tuple[str, str]] = field(default_factory=list)  # (file, why it could not be used)
 
 
-class Augmentation(nn.Module):
-    """Base of all. `index` is its place among the augmentations of a run: it keeps their random numbers apart."""
+class Drawing(nn.Module):
+    """What draws for each row. `index` is its place among the augmentations of a run: it keeps their numbers apart.
+
+    It has no parameters and no buffers (`chain.prepared` refuses them): the workers that read the audio have it, too,
+    and nothing on an accelerator. A tensor of its own is a plain attribute that `forward` moves.
+    """
 
     index = 0
 
     def uniform(self, key: Keys, stream: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
         """One number in [low, high) for each key; `stream`, below STREAMS, names the choice."""
         return low + (high - low) * counter.uniform(key, STREAMS * (1 + self.index) + stream)
+
+
+class FeatureAugmentation(Drawing):
+    """Base of what changes features."""
+
+    def forward(self, features: Tensor, lengths: Tensor | None, key: Keys) -> Tensor:
+        """features: (B, C, T); lengths: (B,) frames of each row, on any device; None: all T. Returns (B, C, T)."""
+        raise NotImplementedError
+
+
+class Augmentation(Drawing):
+    """Base of what changes waveforms. `banks`: the recordings that it and its parts draw from (`spkexp.build`)."""
+
+    banks: tuple[Any, ...] = ()
 
     def read(self, key: Keys, samples: int, material: Material) -> Keys:
         """Add to `material` what rows with these keys need; returns the keys of the rows that will come out."""
@@ -115,7 +135,7 @@ def silence_behind(waveform: Tensor, lengths: Tensor) -> Tensor:
     samples = waveform.shape[1]
     if bool((lengths >= samples).all()):
         return waveform
-    behind = torch.arange(samples, device=waveform.device) >= lengths.to(waveform.device)[:, None]
+    behind = torch.arange(samples, device=waveform.device) >= lengths.to(waveform.device, non_blocking=True)[:, None]
     return waveform.masked_fill(behind, 0.0)
 
 
@@ -128,3 +148,20 @@ def power(waveform: Tensor, lengths: Tensor) -> Tensor:
     """(n, 1) mean square of each row over its `lengths`; the zeros behind do not count."""
     total = torch.linalg.vector_norm(waveform, dim=1, keepdim=True).square()
     return total / lengths.clamp(min=1).to(total.device, total.dtype, non_blocking=True)[:, None]
+
+
+def present(name: str, parts: Mapping[str, T | None], kind: type[T]) -> dict[str, T]:
+    """`parts`, the argument `name`, without those that are None: a config leaves a part out by null.
+
+    Raises ValueError for a part that is no `kind`.
+    """
+    for key, part in parts.items():
+        if part is not None and not isinstance(part, kind):
+            raise ValueError(f"{name}.{key}: must be {described(kind)}, but {type(part).__name__} is none")
+    return {key: part for key, part in parts.items() if part is not None}
+
+
+def described(kind: type) -> str:
+    """A base class or a protocol for an error: its name, and where it says what it asks for."""
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    return f"{article} {kind.__name__} ({kind.__module__}.{kind.__name__})"

@@ -1,19 +1,32 @@
 """Augmentations one after another, one of several, or beside the original in a larger batch."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spkexp.augment.augmentation import STREAMS, Augmentation, Material, RowAugmentation, Signal
+from spkexp.augment.augmentation import STREAMS, Augmentation, Drawing, Material, RowAugmentation, Signal, present
 from spkexp.counter import Keys, derived_keys
 from spkexp.types import Positive, Probability
 
+D = TypeVar("D", bound=Drawing)
 
-def prepared(augmentation: Augmentation) -> Augmentation:
-    """`augmentation` with every part of it numbered, so that no two draw the same random numbers."""
-    parts = [module for module in augmentation.modules() if isinstance(module, Augmentation)]
+
+def prepared(augmentation: D) -> D:
+    """`augmentation` with every part of it numbered, so that no two draw the same random numbers.
+
+    Raises ValueError for one with parameters or buffers.
+    """
+    parts = [module for module in augmentation.modules() if isinstance(module, Drawing)]
+    for part in reversed(parts):  # the innermost is the one to mend
+        if names := [name for name, _ in chain(part.named_parameters(), part.named_buffers())]:
+            raise ValueError(
+                f"{type(part).__name__}: an augmentation has no parameters or buffers, but this one has "
+                f"{', '.join(names)}; make tensors plain attributes, and move them to the waveform's device in change()"
+            )
     for index, part in enumerate(parts):
         part.index = index
     return augmentation
@@ -27,11 +40,11 @@ class Parts(torch.nn.ModuleList):
 
 
 class Sequence(Augmentation):
-    """All of `steps`, in their order."""
+    """All of `steps`, in their order. As in every mapping of augmentations, None leaves one out."""
 
-    def __init__(self, steps: Mapping[str, Augmentation]) -> None:
+    def __init__(self, steps: Mapping[str, Augmentation | None]) -> None:
         super().__init__()
-        self.steps = Parts(steps.values())
+        self.steps = Parts(present("steps", steps, Augmentation).values())
 
     def read(self, key: Keys, samples: int, material: Material) -> Keys:
         for step in self.steps:
@@ -51,20 +64,22 @@ class OneOf(Augmentation):
     """
 
     def __init__(
-        self, probability: Probability, choices: Mapping[str, Augmentation], weights: dict[str, Positive] | None
+        self, probability: Probability, choices: Mapping[str, Augmentation | None], weights: dict[str, Positive] | None
     ) -> None:
         """weights: one for each of `choices`; None: all the same. Raises ValueError if there is no choice."""
         super().__init__()
-        if not choices:
+        left = present("choices", choices, Augmentation)
+        if not left:
             raise ValueError("choices: give at least one augmentation")
-        if weights is not None and set(weights) != set(choices):
-            raise ValueError(f"weights must be given for {', '.join(choices)}, got {', '.join(weights)}")
-        for name, choice in choices.items():
+        # A choice that is left out may keep its weight.
+        if weights is not None and not set(left) <= set(weights) <= set(choices):
+            raise ValueError(f"weights must be given for {', '.join(left)}, got {', '.join(weights)}")
+        for name, choice in left.items():
             if any(isinstance(part, Parallel) for part in choice.modules()):
                 raise ValueError(f"choices.{name}: Parallel makes rows, so it cannot be one of several choices")
         self.probability = probability
-        self.choices = Parts(choices.values())
-        shares = np.array([1.0 if weights is None else weights[name] for name in choices])
+        self.choices = Parts(left.values())
+        shares = np.array([1.0 if weights is None else weights[name] for name in left])
         self._bounds = np.cumsum(shares / shares.sum()) * probability
         self._bounds[-1] = probability  # whatever the rounding of the sum
 
@@ -101,12 +116,13 @@ class Parallel(Augmentation):
     The batch grows by as many times, as in SpeechBrain's recipes; each branch draws for itself.
     """
 
-    def __init__(self, keep_original: bool, branches: Mapping[str, Augmentation]) -> None:
+    def __init__(self, keep_original: bool, branches: Mapping[str, Augmentation | None]) -> None:
         super().__init__()
-        if not keep_original and not branches:
+        left = present("branches", branches, Augmentation)
+        if not keep_original and not left:
             raise ValueError("branches: give at least one augmentation, or the batch would be empty")
         self.keep_original = keep_original
-        self.branches = Parts(branches.values())
+        self.branches = Parts(left.values())
 
     def read(self, key: Keys, samples: int, material: Material) -> Keys:
         keys = [key] if self.keep_original else []

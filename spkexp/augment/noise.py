@@ -5,7 +5,7 @@ Nothing is clipped: samples may pass full scale, as float32 holds them and featu
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,13 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spkexp import counter
-from spkexp.augment.augmentation import STREAMS, Material, RowAugmentation, column, power, silence_behind
+from spkexp.augment.augmentation import (
+    STREAMS,
+    Material,
+    RowAugmentation,
+    column,
+    described,
+    power,
+    present,
+    silence_behind,
+)
 from spkexp.augment.fourier import fast_size
 from spkexp.augment.ranges import checked_range
 from spkexp.counter import Keys, derived_keys
 from spkexp.types import CountRange, Positive, PositiveInt, Probability, Range
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where noise comes from: recordings (spkexp.data.recordings.Recordings) or a generator (ColouredNoise)."""
 
@@ -38,13 +48,15 @@ class Kind:
         """weight: relative to the other kinds. snr_db: [low, high], drawn uniformly.
 
         count: [low, high] of the stretches that are summed, each at the same power: [1, 1] for noise and music, [3, 7]
-        for a babble of voices. Raises ValueError for a range that is reversed, or a count below 1.
+        for a babble of voices. Raises ValueError for a range that is reversed, a count below 1, or no source of noise.
         """
         self.weight = weight
         self.snr_db = checked_range("snr_db", snr_db)
         self.count = checked_range("count", count)
         if self.count[0] < 1 or any(limit != int(limit) for limit in self.count):
             raise ValueError(f"count: must be whole numbers of at least 1, got {list(count)}")
+        if not isinstance(source, Source):
+            raise ValueError(f"source: must be {described(Source)}, but {type(source).__name__} is none")
         self.source = source
 
 
@@ -54,12 +66,15 @@ class Noise(RowAugmentation):
     KIND, SNR, COUNT, CROP = range(4)
     num_material = 1
 
-    def __init__(self, probability: Probability, kinds: Mapping[str, Kind]) -> None:
-        """kinds: by a name of your choice; which one is drawn by their weights. Raises ValueError if there is none."""
+    def __init__(self, probability: Probability, kinds: Mapping[str, Kind | None]) -> None:
+        """kinds: by a name of your choice; which one is drawn by their weights. None leaves one out.
+
+        Raises ValueError if there is none.
+        """
         super().__init__(probability)
-        if not kinds:
+        self._kinds = list(present("kinds", kinds, Kind).values())
+        if not self._kinds:
             raise ValueError("kinds: give at least one kind of noise")
-        self._kinds = list(kinds.values())
         weights = np.cumsum([kind.weight for kind in self._kinds])
         self._bounds = weights[:-1] / weights[-1]
         self._snr_db = np.array([kind.snr_db for kind in self._kinds])

@@ -5,14 +5,14 @@ wav-reverberate (--shift-output) and SpeechBrain. Its power is the input's, reve
 --normalize-output), so that a room changes neither the level nor, later, the meaning of a signal-to-noise ratio.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spkexp.augment.augmentation import STREAMS, Material, RowAugmentation, power, silence_behind
+from spkexp.augment.augmentation import STREAMS, Material, RowAugmentation, described, power, silence_behind
 from spkexp.augment.fourier import fast_size
 from spkexp.counter import Keys, derived_keys
 from spkexp.types import Positive, PositiveInt, Probability
@@ -23,6 +23,7 @@ LEAD_SECONDS = 0.002
 DIRECT = 0.5
 
 
+@runtime_checkable
 class Rooms(Protocol):
     """Where impulse responses come from: recordings (ImpulseResponses of spkexp.data.recordings) or SimulatedRooms."""
 
@@ -43,8 +44,13 @@ class Reverberation(RowAugmentation):
     def __init__(
         self, probability: Probability, source: Rooms, max_seconds: Positive, sample_rate: PositiveInt
     ) -> None:
-        """max_seconds: what follows later than this after the direct sound is left out. sample_rate: Hz."""
+        """max_seconds: what follows later than this after the direct sound is left out. sample_rate: Hz.
+
+        Raises ValueError for a source that gives no responses.
+        """
         super().__init__(probability)
+        if not isinstance(source, Rooms):
+            raise ValueError(f"source: must be {described(Rooms)}, but {type(source).__name__} is none")
         self._source = source
         self._max_seconds = max_seconds
         self._taps = max(1, round(max_seconds * sample_rate))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spkexp.augment.augmentation import STREAMS, Augmentation
+from spkexp.augment.augmentation import STREAMS, FeatureAugmentation
 from spkexp.counter import Keys, derived_keys
 from spkexp.errors import UserError
 from spkexp.types import NonNegativeInt, Probability
@@ -20,7 +20,7 @@ _CHOSEN = STREAMS - 1
 _FEATURES = 1 << 32
 
 
-class SpecAugment(Augmentation):
+class SpecAugment(FeatureAugmentation):
     """Masks on the features of a batch, each row's own; nothing is changed behind a row's last frame.
 
     A mask's width is any from 0 to its maximum, as likely, and then its place any where it fits. (In the paper's
@@ -57,7 +57,7 @@ class SpecAugment(Augmentation):
         self.time_masks, self.time_width, self.time_share = time_masks, time_width, time_share
         self.value = value
 
-    def forward(self, features: Tensor, lengths: Tensor | None, key: Keys) -> Tensor:  # type: ignore[override]
+    def forward(self, features: Tensor, lengths: Tensor | None, key: Keys) -> Tensor:
         """features: (B, C, T), C bins, T frames; lengths: (B,) frames of each row, on any device; None: all T.
 
         Returns (B, C, T), equal to `features` (and never the same memory, where a row is changed) outside the masks.

@@ -1,6 +1,7 @@
 """One utterance from any audio file to 16-bit wav or flac: resampled, mixed to mono, trimmed."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -68,12 +69,13 @@ def convert(utterance: Utterance, conversion: Conversion) -> Outcome:
 def convert_to_files(
     utterances: list[Utterance], targets: list[Path], temporary: Path, conversion: Conversion
 ) -> list[Outcome]:
-    """Write each utterance to its target; what is there already is kept. Raises UserError for the disk's faults.
+    """Write each utterance to its target; what is there already is kept, unless its source is newer. Raises UserError
+    for the disk's faults.
 
     A file is written in `temporary` and renamed, so that one which has its name is whole.
     """
     return [
-        _existing(target) or _to_file(utterance, target, temporary, conversion)
+        _existing(utterance, target) or _to_file(utterance, target, temporary, conversion)
         for utterance, target in zip(utterances, targets, strict=True)
     ]
 
@@ -106,9 +108,17 @@ def to_16_bit(wave: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.clip(samples, -32768, 32767).astype(np.int16), clipped
 
 
-def _existing(target: Path) -> Outcome | None:
+def is_newer(source: str, target: Path) -> bool:
+    """Whether `source` changed after `target` was made of it; no, where it is gone."""
+    try:
+        return os.stat(source).st_mtime_ns > target.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _existing(utterance: Utterance, target: Path) -> Outcome | None:
     """What an earlier call left; None also for a file that a crash of the machine left empty."""
-    if not target.exists():
+    if not target.exists() or is_newer(utterance.path, target):
         return None
     try:
         return Outcome(audio.info(target).frames, False, None, None)

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,9 +17,9 @@ import polars as pl
 from spkexp.bar import Bar
 from spkexp.counter import item_keys
 from spkexp.data import audio
-from spkexp.data.convert import REMEDY, Conversion, Outcome, Utterance, convert_to_bytes, convert_to_files
-from spkexp.data.files import locked, whole
-from spkexp.data.manifest import IN_FOLDER
+from spkexp.data.convert import REMEDY, Conversion, Outcome, Utterance, convert_to_bytes, convert_to_files, is_newer
+from spkexp.data.files import locked, whole, writing
+from spkexp.data.manifest import IN_FOLDER, SEGMENT_RATE
 from spkexp.data.prepared import summary, write_json
 from spkexp.data.shards import ShardWriter
 from spkexp.data.workers import in_processes
@@ -28,6 +28,7 @@ from spkexp.errors import UserError
 log = logging.getLogger(__name__)
 
 FACTS = "prepare.json"
+CLIPPED = "clipped.txt"  # an id a line
 TEMPORARY = ".partial"
 BATCH = 8  # utterances a task
 # Columns that say where the audio lies, which conversion makes anew.
@@ -46,6 +47,7 @@ class Order:
     workers: int
     on_error: str
     max_bad_fraction: float
+    left_out: Sequence[dict[str, str]] = ()  # rows that were unusable before: id, path, reason
 
 
 class _Row(NamedTuple):
@@ -72,6 +74,7 @@ def convert_table(order: Order) -> tuple[pl.DataFrame, dict[str, Any]]:
             "source": order.identity,
         }
         _require_same_settings(output / FACTS, settings)
+        _require_own(output)
         temporary = output / TEMPORARY
         shutil.rmtree(temporary, ignore_errors=True)  # of a call that was killed
         write_json(output / FACTS, {"settings": settings}, temporary, REMEDY)
@@ -86,8 +89,8 @@ def convert_table(order: Order) -> tuple[pl.DataFrame, dict[str, Any]]:
             "spkexp": version("spkexp"),
             "settings": settings,
             **summary(table),
-            "clipped": losses.clipped,
-            "broken": losses.broken,
+            "clipped": losses.clipped(),
+            "broken": [*order.left_out, *losses.broken],
         }
         write_json(output / FACTS, facts, temporary, REMEDY)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -100,11 +103,18 @@ class _Losses:
     def __init__(self, order: Order) -> None:
         self._order = order
         self.broken: list[dict[str, str]] = []
-        self.clipped = 0
+        self._clipped = order.output / CLIPPED
+
+    def clipped(self) -> int:
+        """How many were clipped, by an earlier call or now."""
+        ids = self._clipped.read_text(encoding="utf-8").splitlines() if self._clipped.exists() else []
+        return len(set(ids) & set(self._order.table["id"]))
 
     def count(self, name: str, path: str, outcome: Outcome) -> bool:
         """Whether the outcome is of use. Raises UserError as data.on_error and data.max_bad_fraction say."""
-        self.clipped += outcome.clipped
+        if outcome.clipped:
+            with writing(self._clipped, REMEDY), self._clipped.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
         if outcome.error is None:
             return True
         if self._order.on_error == "raise":
@@ -138,6 +148,13 @@ def _to_shards(order: Order, losses: _Losses) -> Iterator[_Row]:
     done = finished.filter(pl.col("id").is_in(index_of.keys()))
     yield from _placed(order, done, index_of)
     kept = set(done["id"])
+    source_of = dict(zip(ids, order.table["path"].to_list(), strict=True))
+    for name, path in done.select("id", "path").iter_rows():
+        if is_newer(source_of[name], order.output / path):
+            raise UserError(
+                f"{source_of[name]}: changed after it went into {order.output / path}, which is not written anew; "
+                "remove that shard, or choose another folder with output=…"
+            )
     shuffled = np.argsort(item_keys(0, 0, np.arange(len(ids))), kind="stable").tolist()
     todo = [index for index in shuffled if ids[index] not in kept]
     utterances = list(_utterances(order))
@@ -189,23 +206,33 @@ def _utterances(order: Order) -> Iterator[Utterance]:
     columns = [table[name].to_list() if name in table.columns else [None] * len(table) for name in PLACE]
     for path, duration, start, _, offset, size in zip(*columns, strict=True):
         part = None if offset is None or size is None else (offset, size)
-        yield Utterance(path, part, None if start is None else (start, round(duration * rate)))
+        yield Utterance(
+            path, part, None if start is None else (round(start * rate / SEGMENT_RATE), round(duration * rate))
+        )
 
 
 def file_names(table: pl.DataFrame, suffix: str) -> list[str]:
-    """A path of its own for each row, below a folder of the kind of file: SPEAKER/ID, or ID where that begins so."""
+    """A path of its own for each row, below a folder of the kind of file: SPEAKER/ID, or ID where that begins so.
+    Raises UserError where two ids would become one path."""
     speakers = table["speaker"].to_list() if "speaker" in table.columns else [None] * len(table)
     names = []
     for name, speaker in zip(table["id"].to_list(), speakers, strict=True):
         folder = [] if not speaker or name.startswith(f"{speaker}/") else [speaker.replace("/", "%2F")]
         parts = [_safe(part) for part in [*folder, *name.split("/")]]
         names.append("/".join([suffix, *parts]) + f".{suffix}")
+    named = pl.DataFrame({"id": table["id"], "name": names})
+    twice = named.filter(pl.col("name").is_duplicated()).sort("name")
+    if len(twice):
+        raise UserError(
+            f"{twice['id'][0]} and {twice['id'][1]} would both be written to {twice['name'][0]}; "
+            "rename one of them, or pack them with pack_mb=512"
+        )
     return names
 
 
 def _safe(part: str) -> str:
     """A part of a path that is no step upward; different parts stay different."""
-    part = part.replace("%", "%25").replace("\0", "%00")
+    part = part.replace("%", "%25").replace("\0", "%00") or "%"
     return part.replace(".", "%2E") if part.strip(".") == "" else part
 
 
@@ -219,6 +246,18 @@ def _manifest(order: Order, rows: list[_Row]) -> pl.DataFrame:
     if order.pack_bytes is not None:
         place = place.hstack(places.select("offset", "bytes"))
     return pl.concat([labels.select("id"), place, labels.drop("id")], how="horizontal")
+
+
+def _require_own(output: Path) -> None:
+    """Raise UserError for audio that no conversion has put there: it would count as converted."""
+    if (output / FACTS).exists():
+        return
+    found = [output / name for name in ("wav", "flac") if (output / name).is_dir()] + sorted(output.glob("shard-*.tar"))
+    if found:
+        raise UserError(
+            f"{found[0]}: is there already, and not by a conversion (no {FACTS} beside it); choose another folder "
+            "with output=…"
+        )
 
 
 def _require_same_settings(file: Path, settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From utterances to batches of waveforms: random crops for training, whole utterances for scoring."""
 
+import gc
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ class Crops(Dataset[Batch]):
             try:
                 return candidate, self._wave(candidate, float(uniform(own, CROP)[0]))
             except AudioError as error:
-                bad.append(Bad(self.utterances.id[candidate], str(error)))
+                # A file counts once, whichever of its speed copies met it.
+                bad.append(Bad(self.utterances.id[candidate % self.utterances.rows], str(error)))
                 candidate = int(uniform(own, SUBSTITUTE + attempt)[0] * len(self.utterances))
         return None
 
@@ -244,17 +246,21 @@ def loader(dataset: Dataset[Batch], batches: Parts | list[list[int]], num_worker
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
+        # They share the tables and the recordings in memory, which other ways of starting would copy for each.
+        multiprocessing_context="fork" if num_workers else None,
         collate_fn=_as_it_is,  # __getitems__ returns the whole batch
         pin_memory=pin,
         prefetch_factor=2 if num_workers else None,  # a batch of 512 crops has 65 MB
-        worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
         # The workers draw nothing from torch's generators; this keeps them from touching the training's.
         generator=torch.Generator(),
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and Slurm signal the whole group: a worker that obeyed would take the step that is to be saved with it."""
+def _start_worker(worker: int) -> None:
+    # Collecting garbage would write to every object that the worker shares with the main process, and so copy it.
+    gc.freeze()
+    # Ctrl-C and Slurm signal the whole group: a worker that obeyed would take the step that is to be saved with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -202,15 +202,17 @@ def _warn_of_training(
         .list.eval(pl.element().filter(pl.element().is_in(heard)))
         .list.last(),
     )
-    known = people.filter(pl.col("speaker").is_not_null())
+    known = people.filter(pl.col("speaker").is_not_null() | pl.col("utterance"))
     if len(known) == 0:
         return
+    who = known["speaker"].drop_nulls()
+    what = f"{who.n_unique()} speakers of the list (such as {who[0]})" if len(who) else "utterances of the list"
     by_name = members.group_by("name").agg(pl.col("utterance").is_in(known["id"].implode()).any())
     side = names.names.is_in(by_name.filter("utterance")["name"].implode()).to_numpy()[names.enroll]
     side |= names.names.is_in(known["id"].implode()).to_numpy()[names.test]
     log.warning(
-        "%s: the error rates say nothing about unknown speakers: the model was trained on %d speakers of the list "
-        "(such as %s), which are in %s of its %s trials; %s of its %s utterances were training utterances",
-        name, known["speaker"].n_unique(), known["speaker"][0], f"{side.sum():,}", f"{len(side):,}",
+        "%s: the error rates say nothing about unknown speakers: the model was trained on %s, which are in "
+        "%s of its %s trials; %s of its %s utterances were training utterances",
+        name, what, f"{side.sum():,}", f"{len(side):,}",
         f"{known['utterance'].sum():,}", f"{len(people):,}",
     )  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
+
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from None
+    except pl.exceptions.ComputeError as error:  # what polars makes of a full disk
+        raise UserError(f"{path}: cannot be written: {str(error).splitlines()[0]}; {remedy}") from None
 
 
 @contextmanager

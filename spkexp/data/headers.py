@@ -1,5 +1,6 @@
 """Durations of many files from their headers, in parts that outlive a kill."""
 
+import logging
 import os
 import shutil
 import time
@@ -15,6 +16,8 @@ from spkexp.bar import Bar
 from spkexp.data import audio
 from spkexp.data.files import whole, writing
 from spkexp.errors import AudioError
+
+log = logging.getLogger(__name__)
 
 # Rows of a part: what a kill costs is at most so many headers, or so many seconds.
 PART_ROWS = 20_000
@@ -48,8 +51,18 @@ class HeaderParts:
             current.mkdir(parents=True, exist_ok=True)
         files = sorted(current.glob("[0-9]*.parquet"))
         self._number = max((int(file.stem) + 1 for file in files), default=0)
-        tables = [pl.read_parquet(file, glob=False) for file in files]
+        tables = [table for file in files if (table := self._part(file)) is not None]
         return pl.concat([pl.DataFrame(schema=SCHEMA), *tables]).filter(pl.col("found").is_not_null())
+
+    def _part(self, file: Path) -> pl.DataFrame | None:
+        """A part; None for one that a crash of the machine left without its content, which is removed."""
+        try:
+            return pl.read_parquet(file, glob=False, schema=SCHEMA)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            log.warning("%s: cannot be read (%s); its headers are read again", file, str(error).splitlines()[0])
+            with writing(file, self._remedy):
+                file.unlink()
+            return None
 
     def append(self, rows: pl.DataFrame) -> None:
         with whole(self.folder / self._state / f"{self._number:06d}.parquet", self.folder, self._remedy) as partial:

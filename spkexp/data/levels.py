@@ -205,7 +205,8 @@ def _measured(
 
     def stretch(sample_rate: int) -> NDArray[np.float32]:
         # A segment counts samples at the model's rate; the file's last sample may fall to either side of its end.
-        scaled = segment and (segment[0] * sample_rate // rate, segment[1] * sample_rate // rate)
+        last = info.frames_at(sample_rate)
+        scaled = segment and (segment[0] * sample_rate // rate, min(segment[1] * sample_rate // rate, last))
         frames = max(1, round(measurement.seconds * sample_rate))
         return audio.read_crop(
             path,

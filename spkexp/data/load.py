@@ -1,12 +1,11 @@
 """From what the config says about data to utterances and trials, everything checked."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
-from spkexp.data import audio
 from spkexp.data.dataset import Reading
 from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.split import SPLITS
@@ -38,35 +37,40 @@ def require_label(table: pl.DataFrame, label: str) -> pl.DataFrame:
     return table
 
 
-def with_durations(table: pl.DataFrame, on_error: str, max_bad_fraction: float) -> pl.DataFrame:
-    """`table` with missing durations read from the files' headers; rows whose file is broken fall under on_error."""
+def usable(
+    table: pl.DataFrame, broken: Sequence[Mapping[str, str]], on_error: str, max_bad_fraction: float
+) -> tuple[pl.DataFrame, list[dict[str, str]]]:
+    """(the rows of `table` that have a length, the others: id, path and reason of each), as on_error allows.
+
+    broken: id and reason of what `prepare` could not read; it has tried the header of every row without a duration.
+    """
     if "duration" not in table.columns:
         table = table.with_columns(pl.lit(None, dtype=pl.Float64).alias("duration"))
-    unknown = table["duration"].is_null()
-    if unknown.any():
-        paths = table.filter(unknown)["path"]
-        measured = pl.Series(audio.durations(paths.to_list()), dtype=pl.Float64)
-        found = dict(zip(paths, measured, strict=True))
-        filled = table["path"].replace_strict(found, default=None, return_dtype=pl.Float64)
-        table = table.with_columns(pl.coalesce("duration", filled).alias("duration"))
     bad = table.filter(pl.col("duration").is_null() | pl.col("duration").is_nan() | (pl.col("duration") <= 0))
     if len(bad) == 0:
-        return table
+        return table, []
+    reasons = {entry["id"]: entry["reason"] for entry in broken}
+    left_out = [
+        {"id": name, "path": path, "reason": reasons.get(name, f"{path}: the duration {duration} is no length")}
+        for name, path, duration in bad.select("id", "path", "duration").iter_rows()
+    ]
+    first = left_out[0]
+    if on_error == "raise" and first["id"] in reasons:
+        raise UserError(
+            f"{first['reason']} ({len(bad)} such files; data.on_error=skip leaves them out); once it is mended, "
+            "python -m spkexp.prepare … refresh=true reads it again"
+        )
     if on_error == "raise":
-        try:
-            audio.info(bad["path"][0])
-        except UserError as error:
-            raise UserError(f"{error} ({len(bad)} such files; data.on_error=skip leaves them out)") from error
-        raise UserError(f"{bad['path'][0]}: the duration {bad['duration'][0]} is no length; correct the manifest")
-    for name, path in bad.select("id", "path").iter_rows():
-        log.warning("skipped %s: no usable audio in %s", name, path)
+        raise UserError(f"{first['reason']}; correct the manifest")
+    for entry in left_out:
+        log.warning("skipped %s: %s", entry["id"], entry["reason"])
     if len(bad) > max_bad_fraction * len(table):
         raise UserError(
             f"{len(bad)} of {len(table)} files cannot be used, more than data.max_bad_fraction={max_bad_fraction}; "
-            f"the first is {bad['path'][0]}"
+            f"the first is {first['path']}"
         )
     log.warning("skipped %d of %d utterances", len(bad), len(table))
-    return table.join(bad.select("id"), on="id", how="anti", maintain_order="left")
+    return table.join(bad.select("id"), on="id", how="anti", maintain_order="left"), left_out
 
 
 def describe(tables: Mapping[str, pl.DataFrame], label: str) -> str:

@@ -21,6 +21,9 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 _NUMBERS = {"duration": pl.Float64, "start": pl.Int64, "stop": pl.Int64, "offset": pl.Int64, "bytes": pl.Int64}
 
+# Hz; what start and stop count samples at, whatever the rate of the file.
+SEGMENT_RATE = 16_000
+
 # The manifest in a folder that `python -m spkexp.prepare output=FOLDER` writes.
 IN_FOLDER = "manifest.parquet"
 
@@ -39,7 +42,7 @@ def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
         )
     if (source / IN_FOLDER).is_file():
         source = source / IN_FOLDER
-    if source.is_dir():
+    if is_kaldi(source):
         table, base = _read_kaldi(source), Path.cwd()
     else:
         table, base = _read_file(source), source.parent
@@ -57,6 +60,11 @@ def read_table(source: str | Path, root: str | Path | None) -> pl.DataFrame:
         )
         return table.drop("absolute")
     return table.with_columns(paths)
+
+
+def is_kaldi(source: Path) -> bool:
+    """Whether a manifest is a Kaldi folder, whose relative paths start in the current folder."""
+    return source.is_dir() and not (source / IN_FOLDER).is_file()
 
 
 def _read_file(source: Path) -> pl.DataFrame:
@@ -81,7 +89,7 @@ def _read_file(source: Path) -> pl.DataFrame:
 
 def _read_json(source: Path) -> pl.DataFrame:
     try:
-        entries = json.loads(source.read_text(encoding="utf-8"))
+        entries = json.loads(_text(source))
     except json.JSONDecodeError as error:
         raise UserError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
@@ -93,6 +101,16 @@ def _read_json(source: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{file}:{line}: is not UTF-8 ({error.object[error.start]:#x}); write it so, e.g. iconv -f latin1 -t utf-8"
+        ) from error
+
+
 def _read_kaldi(folder: Path) -> pl.DataFrame:
     columns = {"path": "wav.scp", "speaker": "utt2spk"}
     tables = []
@@ -101,11 +119,12 @@ def _read_kaldi(folder: Path) -> pl.DataFrame:
         if not file.is_file():
             raise UserError(f"{folder}: a Kaldi folder needs {name}")
         keys, values = [], []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            key, *rest = line.split(maxsplit=1)
-            value = rest[0] if rest else ""
+        for number, line in enumerate(_text(file).splitlines(), 1):
+            key, value, *_ = [*line.split(maxsplit=1), "", ""]
             if not value.strip():
-                raise UserError(f"{file}:{number}: expected 'UTTERANCE {column.upper()}', got {line!r}")
+                raise UserError(
+                    f"{file}:{number}: expected 'UTTERANCE {column.upper()}', got {line!r}; complete or remove the line"
+                )
             if value.rstrip().endswith("|"):
                 raise UserError(f"{file}:{number}: is a command; write the audio to files and list those")
             keys.append(key)
@@ -122,7 +141,11 @@ def _canonical(table: pl.DataFrame, source: Path) -> pl.DataFrame:
     """Our column names and types, an id for every row, no row without a path."""
     if len(table) == 0:
         raise UserError(f"{source}: the manifest has no rows")
-    table = table.rename({name: name.strip() for name in table.columns if name != name.strip()})
+    names = [name.strip() for name in table.columns]
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{source}: two columns are called {name!r}; rename or remove one of them")
+    table.columns = names
     for name, aliases in _ALIASES.items():
         known = [alias for alias in aliases if alias in table.columns]
         if known and name not in table.columns:
@@ -134,22 +157,15 @@ def _canonical(table: pl.DataFrame, source: Path) -> pl.DataFrame:
         )
     if "id" not in table.columns:
         table = table.with_columns(pl.col("path").alias("id"))
-    others = [name for name in table.columns if name not in _NUMBERS]
-    table = table.with_columns(pl.col(others).cast(pl.String))
-    for name, dtype in _NUMBERS.items():
-        if name not in table.columns:
-            continue
-        numbers = table[name].cast(pl.Float64, strict=False)
-        if numbers.null_count() > table[name].null_count():
-            row = (table[name].is_not_null() & numbers.is_null()).arg_true()[0]
-            raise UserError(f"{source}:{row + 2}: {name} is no number: {table[name][row]!r}")
-        table = table.with_columns(numbers.cast(dtype).alias(name))
+    table = table.with_columns(_typed(table, name, source) for name in table.columns)
     if {"start", "stop"} & set(table.columns):
         table = _segments(table, source)
+    if {"offset", "bytes"} & set(table.columns):
+        _check_parts(table, source)
     for name in ("path", "id"):
         empty = (table[name].is_null() | (table[name] == "")).arg_true()
         if len(empty):
-            raise UserError(f"{source}:{empty[0] + 2}: {name} is empty")
+            raise UserError(f"{_place(source, table, empty[0])}: {name} is empty")
     # Hashes are compared ten times faster than texts; only where two are equal the texts have to be looked at.
     if table["id"].hash().n_unique() < len(table) and len(twice := table.filter(pl.col("id").is_duplicated())):
         count = twice["id"].n_unique()
@@ -159,19 +175,59 @@ def _canonical(table: pl.DataFrame, source: Path) -> pl.DataFrame:
     return table
 
 
+def _place(source: Path, table: pl.DataFrame, row: int) -> str:
+    """Where people find a row: in text its line, else its number and id."""
+    if source.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return f"{source}:{row + 2}"
+    return f"{source}: row {row + 1} (id {table['id'][row]})"
+
+
+def _typed(table: pl.DataFrame, name: str, source: Path) -> pl.Series:
+    """The column as text, or as the kind of number that it must be."""
+    column, dtype = table[name], _NUMBERS.get(name, pl.String)
+    try:
+        if dtype == pl.String:
+            return column.cast(pl.String)
+        numbers = column.cast(pl.Float64, strict=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"{source}: the column {name} holds {column.dtype}, neither text nor numbers; write it so, or leave it out"
+        ) from error
+    # A length that is NaN falls under data.on_error, later; a place in a file cannot.
+    odd = numbers.is_infinite() if dtype == pl.Float64 else ~numbers.is_finite()
+    if len(wrong := (column.is_not_null() & (numbers.is_null() | odd)).arg_true()):
+        raise UserError(f"{_place(source, table, wrong[0])}: {name} is no number: {column[wrong[0]]!r}")
+    if dtype == pl.Int64 and len(wrong := (numbers != numbers.floor()).fill_null(False).arg_true()):
+        remedy = f"; it counts samples, seconds x {SEGMENT_RATE:,}" if name in ("start", "stop") else ""
+        raise UserError(f"{_place(source, table, wrong[0])}: {name} is no whole number: {column[wrong[0]]!r}{remedy}")
+    return numbers.cast(dtype)
+
+
+def _check_parts(table: pl.DataFrame, source: Path) -> None:
+    """Rows whose audio file is a stretch of `path`, a tar shard. Raises UserError."""
+    if not {"offset", "bytes"} <= set(table.columns):
+        raise UserError(f"{source}: offset and bytes (of a file in a tar) come together; one of the columns is missing")
+    offset, size = table["offset"], table["bytes"]
+    wrong = ((offset.is_null() != size.is_null()) | (offset < 0) | (size < 1)).fill_null(False).arg_true()
+    if len(wrong):
+        raise UserError(
+            f"{_place(source, table, wrong[0])}: offset {offset[wrong[0]]} and bytes {size[wrong[0]]} are no part of a "
+            "file; give both, or neither where the audio is a file of its own"
+        )
+
+
 def _segments(table: pl.DataFrame, source: Path) -> pl.DataFrame:
     """Rows that are segments of files, as SpeechBrain cuts VoxCeleb: start and stop in samples at 16 kHz."""
     if not {"start", "stop"} <= set(table.columns):
         raise UserError(f"{source}: start and stop (in samples) come together; one of the columns is missing")
-    known = pl.col("start").is_not_null() & pl.col("stop").is_not_null()
-    wrong = table.with_row_index("row", offset=2).filter(
-        ~known | (pl.col("start") < 0) | (pl.col("stop") <= pl.col("start"))
-    )
+    start, stop = table["start"], table["stop"]
+    wrong = (start.is_null() | stop.is_null() | (start < 0) | (stop <= start)).arg_true()
     if len(wrong):
         raise UserError(
-            f"{source}:{wrong['row'][0]}: start {wrong['start'][0]} and stop {wrong['stop'][0]} are no segment"
+            f"{_place(source, table, wrong[0])}: start {start[wrong[0]]} and stop {stop[wrong[0]]} are no segment; "
+            f"they count samples at {SEGMENT_RATE:,} Hz"
         )
-    return table.with_columns(((pl.col("stop") - pl.col("start")) / 16_000).alias("duration"))
+    return table.with_columns(((stop - start) / SEGMENT_RATE).alias("duration"))
 
 
 def filter_table(table: pl.DataFrame, condition: str | None) -> pl.DataFrame:

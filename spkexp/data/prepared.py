@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,12 +20,13 @@ import polars as pl
 
 from spkexp.data.files import locked, whole
 from spkexp.data.headers import HeaderParts, read_headers
+from spkexp.data.manifest import is_kaldi
 from spkexp.data.tree_state import state_of
 
 log = logging.getLogger(__name__)
 
 # Raise this whenever what a manifest holds changes: those made before are then made anew.
-FORMAT = 1
+FORMAT = 2
 # What lists the utterances in a folder that is a manifest.
 FOLDER_FILES = ("manifest.parquet", "wav.scp", "utt2spk")
 # Listing may itself change the tree (a corpus that downloads), which must then be listed again.
@@ -54,22 +56,31 @@ class Prepared:
     facts: dict[str, Any]  # what the JSON says
 
 
-def corpus_source(node: Any, root: Path, listing: Callable[[], pl.DataFrame]) -> Source:
-    """The tree below `root` as the class that the config's `node` (class and arguments) describes lists it."""
+def corpus_source(
+    node: Any,
+    root: Path,
+    listing: Callable[[], pl.DataFrame],
+    sources: Callable[[], Iterable[Path]] = tuple,
+) -> Source:
+    """The tree below `root` as the class that the config's `node` (class and arguments) describes lists it.
+
+    sources: files and other trees that the listing reads as well, or would if they were there.
+    """
     root = root.resolve()
     name = node["_target_"].rpartition(".")[2].lower()
-    return Source(name, {"corpus": node, "root": str(root)}, lambda: state_of(root), listing)
+    return Source(name, {"corpus": node, "root": str(root)}, lambda: state_of([root, *sources()]), listing)
 
 
 def manifest_source(manifest: Path, root: Path | None, listing: Callable[[], pl.DataFrame]) -> Source:
-    """A file or folder that `read_table` reads. Its state is sizes and times of change."""
+    """A file or folder that `read_table` reads."""
     manifest = manifest.resolve()
+    if root is None and is_kaldi(manifest):  # its relative paths start where the user stands
+        root = Path.cwd()
     identity = {"manifest": str(manifest), "root": None if root is None else str(root.resolve())}
 
     def state() -> str:
         listed = [manifest / name for name in FOLDER_FILES] if manifest.is_dir() else [manifest]
-        files = [file for file in listed if file.exists()]
-        return json.dumps([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+        return state_of(listed)
 
     return Source(manifest.stem.lower(), identity, state, listing)
 
@@ -79,12 +90,16 @@ def prepare(source: Source, cache: Path, *, keep: bool, refresh: bool = False, t
 
     keep: write the manifest in any case; otherwise only where headers had to be read for it. refresh: make it anew.
     Of several processes one does the work, and the others wait and load what it made. Killed half way, the next
-    call goes on. A header that cannot be read leaves its duration null. Raises UserError.
+    call goes on. A header that cannot be read leaves its duration null. What the listing warned of is kept, and said
+    again by whoever loads the manifest. Raises UserError.
     """
     file = cache / f"{source.name}-{_digest(source.identity)}.parquet"
     if not refresh and (found := _load(file, source)) is not None:
+        log.info("%s: made %s; python -m spkexp.prepare … refresh=true makes it anew", file, found.facts["made"])
+        for warning in found.facts["warnings"]:
+            log.warning("%s", warning)
         return found
-    state, table = _listing(source)
+    state, table, warnings = _listing(source)
     if not keep and "duration" in table.columns and not table["duration"].has_nulls():
         return Prepared(table, None, {})
     remedy = "choose another folder with data.cache_dir=…"
@@ -106,6 +121,7 @@ def prepare(source: Source, cache: Path, *, keep: bool, refresh: bool = False, t
             "state": state,
             **summary(table),
             "broken": broken,
+            "warnings": warnings,
         }
         with whole(file, parts.folder, remedy) as partial:
             table.write_parquet(partial, compression="zstd")
@@ -134,16 +150,31 @@ def write_json(file: Path, facts: dict[str, Any], temporary: Path, remedy: str) 
         partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _listing(source: Source) -> tuple[str, pl.DataFrame]:
-    """(the state of the source that the table is of, the table)."""
+def _listing(source: Source) -> tuple[str, pl.DataFrame, list[str]]:
+    """(the state of the source that the table is of, the table, what the log warned of meanwhile)."""
     state = source.state()
     for _ in range(LISTINGS):
-        table = source.listing()
+        with _warnings() as warnings:
+            table = source.listing()
         before, state = state, source.state()
         if state == before:
             break
     # A tree that still changes keeps the older state, so that the next call lists it again.
-    return before, table
+    return before, table, warnings
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the package's log warns of in here; it is logged all the same."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    package = logging.getLogger("spkexp.data")
+    package.addHandler(handler)
+    try:
+        yield found
+    finally:
+        package.removeHandler(handler)
 
 
 def _load(file: Path, source: Source, silent: bool = False) -> Prepared | None:

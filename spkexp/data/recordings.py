@@ -5,12 +5,11 @@ A bank that fits is decoded once, before the workers are forked, which then shar
 from the item's key, and a file that turns out to be unusable is replaced by another, drawn from the same key.
 """
 
+import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from spkexp import counter
 from spkexp.counter import Keys, derived_keys
 from spkexp.data.audio import info, read, read_crop
-from spkexp.data.corpora.noises import corpus_folder, report
-from spkexp.data.corpora.tree import audio_files, recognise, shortened, subfolders
+from spkexp.data.corpora.noises import PLACE, matching_files
 from spkexp.data.decoders import open_decoder
-from spkexp.errors import AudioError, UserError
+from spkexp.errors import AudioError
 from spkexp.types import NonNegative, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -32,14 +30,15 @@ Out = TypeVar("Out")
 Wave = NDArray[np.float32]
 Bad = list[tuple[str, str]]  # (file, why it could not be used)
 
-ATTEMPTS = 10  # files that are tried for one item before the folder is given up
+# Files that are tried for one item before the folder is given up. With half of them unusable, 10 would fail every
+# thousandth item, and 100 none.
+ATTEMPTS = 100
 # Where no sample passes one step of 16 bits there is nothing to hear, and much to amplify by mistake.
 SILENCE = 2.0**-15
 LONGEST_RESPONSE_SECONDS = 10.0  # of an impulse response; longer ones are read up to here
 THREADS = 8
 LOGGED = 5  # unusable files that the log names one by one
 FILE, POSITION = range(2)  # streams of an item's key
-_reported: set[Path] = set()  # corpora of which the log has said what they lack
 
 
 class _Memory(NamedTuple):
@@ -55,20 +54,27 @@ class _Memory(NamedTuple):
         return np.multiply(self.samples[begin + first : last], self.step[number], dtype=np.float32)
 
 
-class _Bank:
+class Bank:
     """The audio files of a folder, in memory if they fit. A subclass says how a file becomes a mono signal."""
+
+    place = PLACE
+    silent = "silent"  # what is wrong with something drawn in which there is no sound
 
     def __init__(self, root: str, include: list[str], memory_mb: NonNegative, sample_rate: PositiveInt) -> None:
         """root: the folder. include: patterns of the files' paths below it, `**` for any number of folders.
 
-        memory_mb: a bank that needs no more than this (10^6 bytes; 2 bytes a sample) is held in memory. sample_rate:
-        Hz, of what comes out. Raises UserError without such a folder or files, AudioError if no file can be used.
+        memory_mb: a bank that needs no more than this (10^6 bytes; 2 bytes a sample) is held in memory, once for each
+        training process and its workers. sample_rate: Hz, of what comes out. Raises UserError without such a folder or
+        files, AudioError if no file can be used.
         """
         self.root = os.path.expanduser(root)
         self.sample_rate = sample_rate
         self.bad: Bad = []  # files found unusable at the start
-        self.files = _listed(self.root, include)
-        self._memory = self._load(memory_mb * 1e6) if memory_mb > 0 else None
+        folder, names = matching_files(self.root, include)
+        self.files = [os.path.join(folder, name) for name in names]
+        self.digest = hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
+        limit = memory_mb * 1e6
+        self._memory = None if limit == 0 or self._is_larger(limit) else self._load(limit)
         where = "read by crop" if self._memory is None else f"in memory, {self._memory.samples.nbytes / 1e6:.0f} MB"
         log.info("%s: %d recordings, %s", self.root, len(self.files), where)
         for file, reason in self.bad[:LOGGED]:
@@ -79,6 +85,23 @@ class _Bank:
     def _whole(self, path: str) -> Wave:
         """All of a file that is needed, mono. Raises AudioError."""
         raise NotImplementedError
+
+    def _is_larger(self, limit: float) -> bool:
+        """Whether the wav files alone clearly need more than `limit` bytes, by their sizes and a few headers.
+
+        A header costs several times what a size does, and of a bank beyond the limit most would be read for nothing.
+        """
+        wavs = [path for path in self.files if path.lower().endswith(".wav")]
+        some = [(path, self._frames(path)) for path in wavs[:: max(1, len(wavs) // 8)]]
+        # How much memory a byte of a file needs
+        share = min((2 * n / max(1, _size(path)) for path, n in some if not isinstance(n, AudioError)), default=0.0)
+        total = 0.0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for size in _map(pool, _size, wavs if share > 0 else []):
+                total += share * size
+                if total > 1.1 * limit:
+                    return True
+        return False
 
     def _load(self, limit: float) -> _Memory | None:
         """The bank decoded; None if it needs more than `limit` bytes. Headers are read until that is known."""
@@ -130,22 +153,21 @@ class _Bank:
     def _draw(self, key: Keys, bad: Bad, get: Callable[[int, float], Wave]) -> Iterator[Wave]:
         """For each of `key` what `get(number of the file, position in [0, 1))` gives, of the first file that can be
         used. Raises AudioError after ATTEMPTS files."""
-        number, position = self._choice(key)
-        for row in range(len(key)):
-            own = (int(number[row]), float(position[row]))
+        numbers, positions = self._choice(key)
+        for row, own in enumerate(zip(numbers.tolist(), positions.tolist(), strict=True)):
             failed: Bad = []
             while True:
                 path = self.files[own[0]]
                 try:
                     wave = get(*own)
-                    _require_sound(path, wave)
+                    _require_sound(path, wave, self.silent)
                     break
                 except AudioError as error:
                     failed.append((path, _reason(path, error)))
                 if len(failed) == ATTEMPTS:
                     raise self._nothing(failed)
-                numbers, positions = self._choice(derived_keys(key[row : row + 1], len(failed)))
-                own = (int(numbers[0]), float(positions[0]))
+                another = self._choice(derived_keys(key[row : row + 1], len(failed)))
+                own = (int(another[0][0]), float(another[1][0]))
             bad += failed
             yield wave
 
@@ -159,17 +181,19 @@ class _Bank:
         path, reason = failed[-1]
         return AudioError(
             f"{self.root}: none of {len(failed)} recordings tried can be used; the last, {path}: {reason}; "
-            f"give another folder as augment.…root, or remove such files from this one"
+            f"give another folder as {self.place}.root, or remove such files from this one"
         )
 
 
-class Recordings(_Bank):
+class Recordings(Bank):
     """Noise, music or voices for `spkexp.augment.noise`: stretches of files. Several channels are averaged."""
+
+    silent = "the stretch that was drawn is silent"
 
     def crop(self, key: Keys, samples: int, bad: Bad) -> Wave:
         """(n, samples) a stretch of a recording for each of `key`; a recording shorter than that is repeated.
 
-        Unusable files go to `bad`, others take their place. Raises AudioError if ten in a row are unusable.
+        Unusable files go to `bad`, others take their place. Raises AudioError if ATTEMPTS in a row are unusable.
         """
 
         def get(number: int, position: float) -> Wave:
@@ -189,14 +213,14 @@ class Recordings(_Bank):
         return read(path, sample_rate=self.sample_rate, resample=True, mix_channels=True)
 
 
-class ImpulseResponses(_Bank):
+class ImpulseResponses(Bank):
     """Room impulse responses for `spkexp.augment.reverb`. Of several microphones the first is taken: their mean would
     be a filter of its own."""
 
     def responses(self, key: Keys, seconds: float, bad: Bad) -> list[Wave]:
         """A response (taps,) for each of `key`, whole, up to ten seconds.
 
-        Unusable files go to `bad`, others take their place. Raises AudioError if ten in a row are unusable.
+        Unusable files go to `bad`, others take their place. Raises AudioError if ATTEMPTS in a row are unusable.
         """
 
         def get(number: int, position: float) -> Wave:
@@ -217,44 +241,16 @@ class ImpulseResponses(_Bank):
         return wave
 
 
-def _listed(root: str, include: list[str]) -> list[str]:
-    """Audio files below `root` whose path there matches one of `include`. Raises UserError if there are none."""
-    if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; give the folder of the recordings as augment.…root")
-    folder, names = _tree(Path(root).absolute())
-    matches = re.compile("|".join(map(_pattern, include)))
-    files = [os.path.join(folder, name) for name in names if matches.fullmatch(name)]
-    if not files:
-        found = f"{len(names)} audio files" if len(names) else "no audio"
-        inside = shortened([inner.name for inner in subfolders(Path(root))])
-        known = recognise(Path(root))
-        what = f"this is {known[0]} with" if known else "folders in it:"
-        raise UserError(
-            f"{root}: {found} below it, none of which matches include={include}; {what} {inside}; "
-            f"give another folder as augment.…root, or other patterns as augment.…include (['**']: all)"
-        )
-    return files
-
-
-def _tree(root: Path) -> tuple[Path, list[str]]:
-    """The folder of the recordings, which may be MUSAN or RIRS_NOISES in `root`, and its audio files."""
-    folder, corpus = corpus_folder(root)
-    names = audio_files(folder).to_list()
-    if corpus is not None and folder not in _reported:  # several banks may draw from it
-        _reported.add(folder)
-        report(corpus, names)
-    return folder, names
-
-
-def _pattern(include: str) -> str:
-    """A regular expression of the paths that `include` stands for: `**` any text, `*` and `?` within a name."""
-    parts = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(parts.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*|\?)", include))
-
-
-def _require_sound(path: str, wave: Wave) -> None:
+def _require_sound(path: str, wave: Wave, otherwise: str = "silent") -> None:
     if not max(wave.max(), -wave.min()) > SILENCE:
-        raise AudioError(f"{path}: silent")
+        raise AudioError(f"{path}: {otherwise}")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # it is named when it is read
+        return 0
 
 
 def _reason(path: str, error: AudioError) -> str:

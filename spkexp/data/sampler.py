@@ -16,9 +16,14 @@ Items = NDArray[np.int64]
 
 
 class Sampler:
-    """Base of all. `repeats`: whether an utterance may come twice an epoch, and is then cropped anew each time."""
+    """Base of all.
+
+    repeats: whether an utterance may come twice an epoch, and is then cropped anew each time.
+    groups_labels: whether it sees to it that a batch has several utterances of a speaker.
+    """
 
     repeats = False
+    groups_labels = False
     steps_per_epoch: int
     utterances_per_epoch: int
 
@@ -87,6 +92,7 @@ class SpeakerSampler(_EqualBatches):
     """
 
     repeats = True
+    groups_labels = True
 
     def __init__(
         self,
@@ -105,6 +111,11 @@ class SpeakerSampler(_EqualBatches):
         if epoch_hours is not None and crop_seconds is None:
             raise UserError("data.sampler.epoch_hours: counts crops, so it needs data.crop_seconds")
         draws = len(label) if epoch_hours is None or crop_seconds is None else round(epoch_hours * 3600 / crop_seconds)
+        if epoch_hours is not None and draws < batch_size:
+            raise UserError(
+                f"data.sampler.epoch_hours: {epoch_hours:g} h are {draws} crops of data.crop_seconds={crop_seconds:g}, "
+                f"too few for one batch of trainer.batch_size={batch_size}; choose a larger one"
+            )
         super().__init__(batch_size, draws)
         self.per_speaker, self.speakers_per_batch = utterances_per_speaker, batch_size // utterances_per_speaker
         self._order = np.argsort(label, kind="stable")
@@ -147,23 +158,37 @@ class BucketSampler(Sampler):
     """Whole utterances in batches of like length: at most `batch_seconds` of audio with the padding counted.
 
     The utterances are cut by length into `buckets` of equal number; a bucket's longest utterance says how many of its
-    kind make a batch, at most `batch_size` and a multiple of `multiple_of`. In a bucket the order is random.
+    kind make a batch, at most `batch_size` and a multiple of `multiple_of`. In a bucket the order is random, and what
+    it leaves over differs from epoch to epoch. Of few utterances there are fewer buckets, so that each fills a batch.
     """
 
     def __init__(
         self,
         duration: NDArray[np.float64],
         batch_size: PositiveInt,
+        crop_seconds: Positive | None,
         batch_seconds: Positive,
         buckets: PositiveInt,
         multiple_of: PositiveInt,
     ) -> None:
         """duration: (N,) seconds. multiple_of: what processes x trainer.accumulate must divide."""
-        self._buckets = [part for part in np.array_split(np.argsort(duration, kind="stable"), buckets) if len(part)]
+        if crop_seconds is not None:
+            raise UserError(
+                "data/sampler=bucketed: puts whole utterances of like length together, and crops are all of "
+                f"{crop_seconds:g} s; set data.crop_seconds=null"
+            )
+        if len(duration) < multiple_of:
+            raise UserError(
+                f"data.sampler.multiple_of: {len(duration)} training utterances do not fill one batch of {multiple_of}"
+                f"; choose at most {len(duration)}"
+            )
+        # No bucket is smaller than the smallest batch: it would never be trained on.
+        buckets = min(buckets, len(duration) // multiple_of)
+        self._buckets = np.array_split(np.argsort(duration, kind="stable"), buckets)
         self._sizes = []
         for part in self._buckets:
             longest = duration[part[-1]]
-            size = min(batch_size, int(batch_seconds / longest)) // multiple_of * multiple_of
+            size = min(batch_size, int(batch_seconds / longest), len(part)) // multiple_of * multiple_of
             if size == 0:
                 raise UserError(
                     f"data.sampler.batch_seconds: {batch_seconds:g} s cannot hold "
@@ -175,11 +200,6 @@ class BucketSampler(Sampler):
         self._counts = [len(part) // size for part, size in zip(self._buckets, self._sizes, strict=True)]
         self.steps_per_epoch = sum(self._counts)
         self.utterances_per_epoch = sum(n * size for n, size in zip(self._counts, self._sizes, strict=True))
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"data.sampler: {len(duration)} utterances in {buckets} buckets do not fill one batch; "
-                "choose fewer data.sampler.buckets or a smaller trainer.batch_size"
-            )
 
     def epoch(self, seed: int, epoch: int) -> Sequence[Items]:
         rng = generator(seed, epoch)

@@ -6,6 +6,7 @@ copy has the time of its source, and counts as whole if size and time agree; it 
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -38,21 +39,27 @@ class _Copy(NamedTuple):
     changed: int  # time of the source's last change, ns
 
 
-def staged(table: pl.DataFrame, stage_dir: Path) -> pl.DataFrame:
+class _Failure(NamedTuple):
+    source: str
+    error: AudioError
+
+
+def staged(table: pl.DataFrame, stage_dir: Path, on_error: str = "raise") -> pl.DataFrame:
     """`table` with its `path` below `stage_dir`, and there what was at the paths: shards or single files.
 
     Of several processes on a node one copies and the others wait; each calls this. What is there already is kept, so
-    that a call goes on where a killed one stopped. Raises AudioError for a source that is gone or shrinks, UserError
-    if the disk is too small (before anything is copied) or may not be written.
+    that a call goes on where a killed one stopped. Raises UserError if the disk is too small (before anything is
+    copied) or may not be written, and AudioError for a source that is gone or shrinks: with on_error=skip that one
+    keeps its path, and a line in the log names it.
     """
     sources = table["path"].unique(maintain_order=True).to_list()
-    targets = stage(sources, stage_dir)
+    targets = stage(sources, stage_dir, on_error)
     known = pl.DataFrame({"path": sources, "staged": targets}, schema={"path": pl.String, "staged": pl.String})
     joined = table.join(known, on="path", how="left", maintain_order="left")
     return joined.with_columns(pl.col("staged").alias("path")).select(table.columns)
 
 
-def stage(paths: Sequence[str], stage_dir: Path) -> list[str]:
+def stage(paths: Sequence[str], stage_dir: Path, on_error: str = "raise") -> list[str]:
     """The paths of the copies of `paths`, in their order; see `staged`. What lies below `stage_dir` stays there."""
     base = os.path.abspath(stage_dir.expanduser())
     sources = [os.path.abspath(path) for path in paths]
@@ -64,21 +71,26 @@ def stage(paths: Sequence[str], stage_dir: Path) -> list[str]:
     with locked(work / "lock", REMEDY):
         # Where another process finished the same while this one waited, there is nothing to look after.
         if not (done.exists() and done.stat().st_mtime_ns > asked):
-            _provide(outside, Path(base), work)
+            failed = _provide(outside, Path(base), work, on_error)
             with writing(done, REMEDY):
-                done.touch()
+                done.write_text(json.dumps(failed))
+        for source in json.loads(done.read_text()):
+            del outside[source]
     return [outside.get(source, source) for source in sources]
 
 
-def _provide(targets: dict[str, str], base: Path, work: Path) -> None:
-    """Copy what is missing. `work` is a folder on the disk of the copies for those that grow. Call under the lock."""
+def _provide(targets: dict[str, str], base: Path, work: Path, on_error: str) -> list[str]:
+    """Copy what is missing; the sources that failed, which is only with on_error=skip. `work` is a folder on the disk
+    of the copies for those that grow. Call under the lock."""
     items = list(targets.items())
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
-        missing = [copy for chunk in pool.map(_missing, chunks) for copy in chunk]
+        found = [copy for chunk in pool.map(_missing, chunks) for copy in chunk]
+    failed = [_left(failure, on_error) for failure in found if isinstance(failure, _Failure)]
+    missing = [copy for copy in found if isinstance(copy, _Copy)]
     if not missing:
-        log.info("%s: all %d files are there already", base, len(items))
-        return
+        log.info("%s: all %d files are there already", base, len(items) - len(failed))
+        return failed
     growing = work / "growing"
     shutil.rmtree(growing, ignore_errors=True)  # of a process that was killed
     needed = sum(copy.bytes for copy in missing)
@@ -97,23 +109,36 @@ def _provide(targets: dict[str, str], base: Path, work: Path) -> None:
         with Bar("staging: MB", round(needed / 1e6)) as bar:
             for first in range(0, len(missing), BATCH):
                 numbers = range(first, min(first + BATCH, len(missing)))
-                for size in pool.map(lambda number: _copy(missing[number], growing / str(number)), numbers):
+                for size in pool.map(lambda number: _copied(missing[number], growing / str(number)), numbers):
+                    if isinstance(size, _Failure):
+                        failed.append(_left(size, on_error))
+                        continue
                     count += size
                     bar.update(round(count / 1e6), f"{count / 1e6 / (time.monotonic() - start):.0f} MB/s")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(growing, ignore_errors=True)
-    log.info("staged %.2f GB in %.0f s", needed / 1e9, time.monotonic() - start)
+    log.info("staged %.2f GB in %.0f s", count / 1e9, time.monotonic() - start)
+    return failed
 
 
-def _missing(chunk: Sequence[tuple[str, str]]) -> list[_Copy]:
+def _left(failure: _Failure, on_error: str) -> str:
+    """The source that failed, if it may."""
+    if on_error == "raise":
+        raise failure.error
+    log.warning("left where it is: %s", failure.error)
+    return failure.source
+
+
+def _missing(chunk: Sequence[tuple[str, str]]) -> list[_Copy | _Failure]:
     """Those of (source, target) whose target is not a whole copy."""
-    found = []
+    found: list[_Copy | _Failure] = []
     for source, target in chunk:
         try:
             status = os.stat(source)
         except OSError as error:
-            raise AudioError(f"{source}: cannot be staged: {error.strerror}; check data.root") from None
+            found.append(_Failure(source, _unstaged(source, error)))
+            continue
         if not _is_copy(target, status):
             found.append(_Copy(source, target, status.st_size, status.st_mtime_ns))
     return found
@@ -128,13 +153,24 @@ def _is_copy(target: str, source: os.stat_result) -> bool:
     return copied.st_size == source.st_size and same_time
 
 
+def _unstaged(source: str, error: OSError) -> AudioError:
+    return AudioError(f"{source}: cannot be staged: {error.strerror}; check data.root")
+
+
+def _copied(copy: _Copy, growing: Path) -> int | _Failure:
+    try:
+        return _copy(copy, growing)
+    except AudioError as error:
+        return _Failure(copy.source, error)
+
+
 def _copy(copy: _Copy, growing: Path) -> int:
     """Copy a file by way of the name `growing`. Returns its size in bytes."""
     count = 0
     try:
         source = open(copy.source, "rb", buffering=0)  # noqa: SIM115
     except OSError as error:
-        raise AudioError(f"{copy.source}: cannot be staged: {error.strerror}; check data.root") from None
+        raise _unstaged(copy.source, error) from None
     with source, writing(Path(copy.target), REMEDY), growing.open("wb", buffering=0) as target:
         while block := _read(copy.source, source.fileno()):
             rest = memoryview(block)

@@ -80,8 +80,10 @@ def index(path: str) -> pl.DataFrame:
         raise UserError(f"{path}: holds no audio file (.{', .'.join(AUDIO)}); remove it")
     rows = [_row(path, key, member, labels) for key, member in audio.items()]
     names = dict.fromkeys(name for row in rows for name in row)
-    table = pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, infer_schema_length=None)
-    return table.with_columns(pl.col("duration").cast(pl.Float64, strict=False), pl.col("speaker").cast(pl.String))
+    # Said, not inferred: a column may be empty in one tar and not in the next.
+    schema = {name: pl.Int64 if name in ("offset", "bytes") else pl.String for name in names}
+    table = pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, schema=schema)
+    return table.with_columns(pl.col("duration").cast(pl.Float64, strict=False))
 
 
 def members(path: str, file: BinaryIO) -> Iterator[Member]:

@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from spkexp.data.manifest import SEGMENT_RATE
+
 _ROWS_AT_ONCE = 16_384
 
 
@@ -67,7 +69,7 @@ class Utterances:
     duration: NDArray[np.float64]  # s
     label: NDArray[np.int32]  # index into label_names
     label_names: list[str]
-    start: NDArray[np.int64] | None  # first sample in the file, where rows are segments of files
+    start: NDArray[np.int64] | None  # first sample in the file, at SEGMENT_RATE, where rows are segments of files
     shard: NDArray[np.int32] | None  # (rows,) index of the file that holds the row, where some are parts of files
     part: NDArray[np.int64] | None  # (rows, 2) offset and bytes of the file in `path`, a tar shard; -1: it is a file
     speeds: tuple[float, ...]  # the rows stand there once for each, played so many times faster
@@ -86,10 +88,10 @@ class Utterances:
         return hashlib.sha256(self.id.digest() + label.tobytes()).hexdigest()[:16]
 
     def segment(self, item: int, sample_rate: int) -> tuple[int, int] | None:
-        """(first sample, one past the last) of the utterance in its file; None where it is the whole file."""
+        """(first sample, one past the last) of the utterance in its file, at `sample_rate` Hz; None: all of it."""
         if self.start is None:
             return None
-        start = int(self.start[item % self.rows])
+        start = round(int(self.start[item % self.rows]) * sample_rate / SEGMENT_RATE)
         return start, start + round(self.duration[item] * self.speed_of(item) * sample_rate)
 
     def part_of(self, item: int) -> tuple[int, int] | None:

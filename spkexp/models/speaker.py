@@ -58,7 +58,7 @@ class SpeakerModel(nn.Module):
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """features (B, C, T) and lengths (B,), in frames, -> embeddings (B, embedding_size)."""
         full = not torch.compiler.is_exporting() and bool((lengths == features.shape[2]).all())
-        hidden, frames = self.encoder(features, None if full else lengths.to(features.device))
+        hidden, frames = self.encoder(features, None if full else lengths.to(features.device, non_blocking=True))
         pooled = self.pooling_norm(self.pooling(hidden, frames))
         return self.embedding_norm(self.embedding(pooled))
 

@@ -76,9 +76,11 @@ def closed_set(head: Head, scored: Scored, label: str, classes: list[str], devic
     if isinstance(scored.set, LabelledSet):
         counts = classify(head, scored, label, classes, device).confusions()
         return {"accuracy": accuracy(counts), "macro_f1": macro_f1(counts)}
+    utterances = scored.set.utterances
+    if not set(utterances.label_names) <= set(classes):
+        return {}
     predicted = predict(head, scored.embeddings, device)
-    share = closed_set_accuracy(predicted, predicted >= 0, scored.set.utterances, classes)
-    return {} if share is None else {"accuracy": share}
+    return {"accuracy": closed_set_accuracy(predicted, predicted >= 0, utterances, classes)}
 
 
 def largest_class(train: Utterances) -> str:

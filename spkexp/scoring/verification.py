@@ -150,14 +150,12 @@ def summarise(scored: Scored, settings: Scoring, interval: bool) -> dict[str, An
 
 def closed_set_accuracy(
     predicted: NDArray[np.int64], readable: NDArray[np.bool_], utterances: Utterances, names: list[str]
-) -> float | None:
+) -> float:
     """Share of the readable utterances whose predicted index into the training speakers `names` is right.
 
-    None where some speaker of `utterances` was not trained on, so that the question has no meaning.
+    All speakers of `utterances` must be among those.
     """
     index = {name: position for position, name in enumerate(names)}
-    if not all(name in index for name in utterances.label_names):
-        return None
     expected = np.array([index[name] for name in utterances.label_names])[utterances.label]
     return float(np.mean((predicted == expected)[readable]))
 

@@ -19,6 +19,8 @@ LAYOUT = (
     "CN-Celeb2_flac/data/id10000/… (or _wav), or one of these folders itself"
 )
 TREE = re.compile(r"cn-?celeb[12]?([-_].*)?", re.IGNORECASE)
+# Lists in such a tree.
+DEV, SPEAKERS, ENROLMENTS = "dev/dev.lst", "spk.lst", "eval/lists/enroll.map"
 SUBSETS = ("cnceleb1", "cnceleb2", "eval", "enroll_map")
 # 632,740 utterances to train on, of 2,793 speakers.
 WHOLE: Mapping[str, tree.Count] = {
@@ -43,23 +45,27 @@ class CNCeleb:
             raise UserError(f"data.corpus.subsets: expected some of {', '.join(SUBSETS)}, got {list(subsets)}")
         self.subsets = list(subsets)
 
+    def sources(self, root: Path) -> list[Path]:
+        """The lists, some of which lie deep."""
+        return [folder / name for folder in _trees(root) for name in (DEV, SPEAKERS, ENROLMENTS)]
+
     def table(self, root: Path) -> pl.DataFrame:
         """One row an utterance: id, path (absolute), speaker, genre (null of an enrolment), split (train or test).
 
         Ids are `id00010/singing-01-001`, and of eval `enroll/id00800-enroll` and `test/id00800-singing-01-001`.
         Raises UserError.
         """
-        trees = [folder for folder in (root, *tree.subfolders(root)) if _is_tree(folder)]
+        trees = _trees(root)
         parts = [part for folder in trees for part in (_data(folder), _eval(folder)) if len(part)]
         if not parts:
             raise tree.wrong_root(root, "CN-Celeb", LAYOUT, remedy=OBTAIN)
         table = tree.one_format(pl.concat(parts), "CN-Celeb")
-        dev = _listed(trees, "dev/dev.lst")
+        dev = _listed(trees, DEV)
         # The last 200 speakers of CN-Celeb1 are evaluated on; their whole recordings lie in data/ as well.
         held_out = ~pl.col("speaker").is_in(dev) if dev else pl.col("speaker") >= "id00800"
         subset = pl.when(pl.col("subset") == "cnceleb1", held_out).then(pl.lit("enroll_map")).otherwise("subset")
         table = table.with_columns(subset=subset)
-        joined = [word.rpartition(".")[0] for word in _words(trees, "eval/lists/enroll.map") if "/" in word]
+        joined = [word.rpartition(".")[0] for word in _words(trees, ENROLMENTS) if "/" in word]
         needless = pl.col("subset") == "enroll_map"
         if "enroll_map" in self.subsets and joined:
             needless &= ~pl.col("id").is_in(joined)
@@ -70,7 +76,7 @@ class CNCeleb:
             unused = f"{len(table) - len(kept):,}"
             log.info("CN-Celeb: %s utterances of data/ are left out: of speakers of the evaluation set", unused)
         table = kept
-        lists = {"cnceleb1": dev, "cnceleb2": _listed(trees, "spk.lst")}
+        lists = {"cnceleb1": dev, "cnceleb2": _listed(trees, SPEAKERS)}
         for name in (name for name in self.subsets if name in WHOLE):
             part = table.filter(pl.col("subset") == name)
             tree.report(f"CN-Celeb {name}", part, WHOLE[name], lists.get(name, ()))
@@ -80,6 +86,10 @@ class CNCeleb:
             raise UserError(f"{root}: holds nothing of CN-Celeb's {', '.join(self.subsets)}, only {there}")
         split = pl.when(pl.col("subset").is_in(["eval", "enroll_map"])).then(pl.lit("test")).otherwise(pl.lit("train"))
         return chosen.with_columns(split=split).drop("subset").sort("split", "id", descending=[True, False])
+
+
+def _trees(root: Path) -> list[Path]:
+    return [folder for folder in (root, *tree.subfolders(root)) if _is_tree(folder)]
 
 
 def _is_tree(folder: Path) -> bool:

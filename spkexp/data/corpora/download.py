@@ -4,7 +4,6 @@ A download grows in `NAME.partial` and gets its name when its checksum is right;
 and gets its name when it is whole. What has its name is complete.
 """
 
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -39,26 +38,8 @@ class Archive:
     md5: str
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made if need be, against other processes; wait for the one that has it."""
-    lock = folder / ".download.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another data.root") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: waiting for another process that downloads there", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def fetch(archive: Archive) -> None:
-    """Bring `archive` to its path, going on with what an earlier call left. Call under `locked`.
+    """Bring `archive` to its path, going on with what an earlier call left. Call under a lock.
 
     Raises UserError if the server cannot be reached or has no such file, if the disk is full or may not be
     written, or if the checksum is wrong; it says which file to put where by hand.
@@ -81,7 +62,7 @@ def fetch(archive: Archive) -> None:
 
 def unpack(archive: Archive, tree: Path) -> None:
     """Unpack `archive` so that its folder LibriSpeech/NAME or NAME becomes `tree`, whose name is NAME; the files
-    beside that folder (licence, speakers) go beside `tree`. Call under `locked`.
+    beside that folder (licence, speakers) go beside `tree`. Call under a lock.
 
     Raises UserError for a wrong checksum, for a member that would leave the folder or is no plain file, for an
     archive without the folder, and for a disk that is full or may not be written.

@@ -53,6 +53,12 @@ class Folder:
         self.extensions = [extension.lstrip(".") for extension in extensions]
         self.speakers = speakers
 
+    PATHS = ("speakers",)
+
+    def sources(self, root: Path) -> list[Path]:
+        """What the table is made of besides the tree."""
+        return [] if self.speakers is None else [Path(self.speakers).expanduser()]
+
     def table(self, root: Path) -> pl.DataFrame:
         """One row a file: id (its path below the root, without the extension), path (absolute), speaker, and the other
         names of the pattern. A file whose speaker the list does not know has none. Raises UserError."""

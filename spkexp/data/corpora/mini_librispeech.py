@@ -5,8 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-from spkexp.data.corpora.download import Archive, fetch, locked, unpack
+from spkexp.data.corpora import tree
+from spkexp.data.corpora.download import Archive, fetch, unpack
 from spkexp.data.corpora.librispeech import utterances
+from spkexp.data.files import locked
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -16,6 +18,7 @@ MD5 = {
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
     "dev-clean-2": "6d7ab67ac6a1d2c993d050e16d61080d",
 }
+WHOLE = {"train-clean-5": tree.Count(28, 1_519), "dev-clean-2": tree.Count(38, 1_089)}
 
 
 class MiniLibriSpeech:
@@ -42,10 +45,12 @@ class MiniLibriSpeech:
         missing = [name for name in self.subsets if not (folder / name).is_dir()]
         if missing:
             self._provide(root, folder, missing)
-        table = utterances(folder, self.subsets)
+        parts = [utterances(folder, [name]) for name in self.subsets]
+        for name, part in zip(self.subsets, parts, strict=True):
+            tree.report(f"Mini LibriSpeech {name}", part, WHOLE[name])
+        table = pl.concat(parts)
         if table["split"].n_unique() == 1:
             table = table.drop("split")
-        log.info("Mini LibriSpeech: %d utterances of %d speakers", len(table), table["speaker"].n_unique())
         return table
 
     def _provide(self, root: Path, folder: Path, missing: list[str]) -> None:
@@ -59,7 +64,13 @@ class MiniLibriSpeech:
             raise UserError(
                 f"data.root={root}: no {', '.join(missing)} there; set data.corpus.download=true, or put there {files}"
             )
-        with locked(root):
+        other = tree.recognise(root) if absent else None
+        if other is not None and other[0] != "Mini LibriSpeech":
+            raise UserError(
+                f"data.root={root}: this is {other[0]}, and Mini LibriSpeech is not downloaded into it; choose another "
+                f"data.root for that, or {other[1]}"
+            )
+        with locked(root / ".download.lock", "choose another data.root"):
             for name, archive in archives.items():
                 if (folder / name).is_dir():  # by the process that had the lock before
                     continue

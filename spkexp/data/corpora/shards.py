@@ -26,6 +26,10 @@ class Shards:
     which takes about 50 us an utterance from a local disk (1.1 million: a minute, once: `prepared` keeps the table).
     """
 
+    def sources(self, root: Path) -> list[Path]:
+        """The tars, wherever below the root they lie: one that is written anew has other offsets."""
+        return [root / INDEX, *map(Path, find_tars(root))]
+
     def table(self, root: Path) -> pl.DataFrame:
         """One row an utterance: id, path (absolute, of the tar), offset and bytes (of the audio file in it), speaker,
         duration (s, null where unknown) and what else the tars say. Raises UserError that names tar and member.

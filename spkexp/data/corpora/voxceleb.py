@@ -14,7 +14,7 @@ from typing import Literal
 import polars as pl
 
 from spkexp.data.corpora import tree
-from spkexp.data.corpora.voxceleb_lists import read_identification, read_meta
+from spkexp.data.corpora.voxceleb_lists import lists_in, read_identification, read_meta
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,10 @@ class VoxCeleb1:
             )
         self.protocol = protocol
 
+    def sources(self, root: Path) -> list[Path]:
+        """The lists, which may also lie beside the root."""
+        return lists_in(_lists(root))
+
     def table(self, root: Path) -> pl.DataFrame:
         """One row an utterance: id, path (absolute), speaker, video, split (train or test; with identification also
         val); and gender and nationality if vox1_meta.csv is there. Raises UserError."""
@@ -92,6 +96,13 @@ class VoxCeleb2:
     def __init__(self, *, subsets: list[Literal["dev", "test"]], voxceleb1: str | None) -> None:
         self.subsets = _checked(subsets)
         self.voxceleb1 = voxceleb1
+
+    PATHS = ("voxceleb1",)
+
+    def sources(self, root: Path) -> list[Path]:
+        """The lists, which may also lie beside the root; and the other tree with its own."""
+        other = [] if self.voxceleb1 is None else [Path(self.voxceleb1).expanduser()]
+        return other + [file for folder in (root, *other) for file in lists_in(_lists(folder))]
 
     def table(self, root: Path) -> pl.DataFrame:
         """One row an utterance: id, path (absolute), speaker, video, split; and gender if
@@ -160,6 +171,9 @@ def _utterances(corpus: str, root: Path, key: str) -> pl.DataFrame:
     if corpus == "VoxCeleb1":
         is_test = pl.col("speaker").is_in(VOXCELEB1_TEST)
         table = table.with_columns(subset=pl.when(is_test).then(pl.lit("test")).otherwise(pl.lit("dev")))
+    else:
+        # A copy of the utterances may lie outside of dev/ and test/ (wav/, converted from both): their speakers tell.
+        table = table.with_columns(pl.coalesce("subset", pl.col("subset").drop_nulls().first().over("speaker")))
     return tree.one_format(table, corpus).sort("id")
 
 

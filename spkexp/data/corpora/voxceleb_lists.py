@@ -8,7 +8,13 @@ import polars as pl
 from spkexp.errors import UserError
 
 # The first column of iden_split.txt: 138,361, 6,904 and 8,251 utterances.
+SPLIT_LIST = "iden_split.txt"
 IDENTIFICATION = {"1": "train", "2": "val", "3": "test"}
+
+
+def lists_in(folders: Sequence[Path]) -> list[Path]:
+    """Where the text files are looked for, whether there or not."""
+    return [folder / name for folder in folders for name in ("vox1_meta.csv", "vox2_meta.csv", SPLIT_LIST)]
 
 
 def read_meta(folders: Sequence[Path], name: str) -> pl.DataFrame | None:
@@ -38,7 +44,7 @@ def read_meta(folders: Sequence[Path], name: str) -> pl.DataFrame | None:
 def read_identification(folders: Sequence[Path]) -> pl.DataFrame:
     """id and split (train, val or test) from iden_split.txt, whose lines are `1 id10001/VIDEO/00001.wav`.
     Raises UserError."""
-    path = _first(folders, "iden_split.txt")
+    path = _first(folders, SPLIT_LIST)
     if path is None:
         raise UserError(
             f"{folders[0]}: no iden_split.txt there, which data.corpus.protocol=identification needs; put it there "
