@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def measure(root: Path, files: int, workers: int) -> dict[str, Any]:
-    from spkexp import build
+    from spkexp import build, corpus
     from spkexp.cli import compose_config, set_up_logging
     from spkexp.data.dataset import Crops, Parts, loader
 
@@ -128,14 +128,15 @@ def measure(root: Path, files: int, workers: int) -> dict[str, Any]:
         cfg = compose_config([*changes, *overrides])
         if "prepare_seconds" not in figures:
             began = time.perf_counter()
-            build.table(cfg)
+            corpus.table(cfg)
             figures["prepare_seconds"] = round(time.perf_counter() - began, 1)
         began = time.perf_counter()
         cfg.data.split.fractions = [1.0, 0.0, 0.0]
-        train = build.data(cfg).train
+        train = corpus.data(cfg).train
         augmentation = build.augmentation(cfg.augment.waveform, "augment.waveform", 16_000)
         sampler = build.sampler(cfg, train, BATCH)
-        crops = Crops(train, build.reading(cfg), 2.0, "wrap", 0, cfg.augment.speed_copies == "one", augmentation)
+        crops = Crops(train, corpus.reading(cfg), 2.0, "wrap", 0, cfg.augment.speed_copies == "one", augmentation)
+        time.sleep(1.0)  # building a model takes longer; by then polars has given back what the table needed
         parts = Parts(sampler, 0, range(sampler.steps_per_epoch), 1, 1, 0)
         batches = iter(loader(crops, parts, workers, pin=False))
         figures[name] = epoch(batches, sampler.steps_per_epoch, began)

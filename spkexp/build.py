@@ -2,32 +2,22 @@
 
 import inspect
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import numpy as np
-import polars as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import checkpoint, distributed
+from spkexp import checkpoint
 from spkexp.augment.augmentation import Augmentation, FeatureAugmentation, described
 from spkexp.augment.chain import prepared
 from spkexp.config import run_time_arguments
-from spkexp.data.classes import SPEAKER, labelled_set, require_no_lists
 from spkexp.data.corpora.noises import PLACE
-from spkexp.data.dataset import Reading
-from spkexp.data.evaluation_set import EvaluationSet, Trained, evaluation_set
-from spkexp.data.load import Data, describe, require_label, usable
-from spkexp.data.manifest import filter_table, read_table
-from spkexp.data.prepared import Prepared, Source, corpus_source, manifest_source, prepare
 from spkexp.data.recordings import Bank
 from spkexp.data.sampler import Sampler
-from spkexp.data.split import split_table
-from spkexp.data.staging import staged
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.losses.head import Head
@@ -209,90 +199,3 @@ def sampler(cfg: DictConfig, train: Utterances, batch_size: int) -> Sampler:
             "augment.speed_label=same"
         )
     return found
-
-
-def reading(cfg: DictConfig) -> Reading:
-    return Reading(cfg.model.features.sample_rate, cfg.data.resample, cfg.data.mix_channels)
-
-
-def source(cfg: DictConfig) -> Source:
-    """The corpus or the manifest that the config names."""
-    data = cfg.data
-    root = None if data.root is None else Path(data.root).expanduser()
-    if data.corpus is not None:
-        if root is None:
-            raise UserError("data.root: the corpus needs the folder where it lies; give it as data.root=DIR")
-        corpus, node = build(data.corpus, "data.corpus"), OmegaConf.to_container(data.corpus, resolve=True)
-        assert isinstance(node, dict)
-        # A class whose table takes in more than the root says which arguments are paths, and what it reads.
-        paths = {key: node[key] for key in getattr(corpus, "PATHS", ()) if node[key] is not None}
-        node |= {key: str(Path(path).expanduser().resolve()) for key, path in paths.items()}
-        sources = getattr(corpus, "sources", lambda root: ())
-        return corpus_source(node, root, lambda: corpus.table(root), lambda: sources(root))
-    if data.manifest is None:
-        raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
-    manifest = Path(data.manifest).expanduser()
-    return manifest_source(manifest, root, lambda: read_table(manifest, root))
-
-
-def table(cfg: DictConfig, known: Prepared | None = None) -> tuple[pl.DataFrame, list[dict[str, str]]]:
-    """The corpus's or the manifest's utterances, filtered, with durations; and those left out as unusable: id, path
-    and reason of each.
-
-    One process does what writes to disk. known: what `prepare` has found already.
-    """
-    data = cfg.data
-    cache = Path(data.cache_dir).expanduser()
-    known = known or distributed.main_first(lambda: prepare(source(cfg), cache, keep=False))
-    found, broken = known.table, known.facts.get("broken", [])
-    found = filter_table(found, data.filter)
-    if data.split.by == "speaker" and "split" in found.columns:
-        found = found.drop("split")
-    return usable(require_label(found, data.label), broken, data.on_error, data.max_bad_fraction)
-
-
-def data(cfg: DictConfig) -> Data:
-    """Training utterances and evaluation sets. Raises UserError for anything wrong with them."""
-    everything, unusable = table(cfg)
-    skipped = len(unusable)
-    settings = cfg.data
-    if settings.stage_dir is not None:
-        everything = staged(everything, Path(settings.stage_dir).expanduser(), settings.on_error)
-    tables = split_table(everything, settings.label, settings.split.by, settings.split.fractions, settings.split.seed)
-    log.info("data: %s", describe(tables, settings.label))
-    train = Utterances.of(tables["train"], settings.label)
-    own_labels = settings.label == SPEAKER and cfg.augment.speed_label == "own"
-    train = train.with_speed_copies(cfg.augment.speeds, own_labels)
-    if len(train.label_names) < 2:
-        raise UserError(f"data: all {len(train)} training utterances are of one {settings.label}; training needs two")
-    evaluation: dict[str, EvaluationSet] = {}
-    if settings.label != SPEAKER:
-        require_no_lists(settings.label, [(f"data.trials.{name}", settings.trials[name]) for name in ("val", "test")])
-        sets = [labelled_set(name, tables[name], settings.label, train.label_names) for name in ("val", "test")]
-        return Data(train, {found.name: found for found in sets if found}, reading(cfg), skipped)
-    for name in ("val", "test"):
-        found = evaluation_set(
-            name,
-            tables[name],
-            settings.label,
-            settings.trials[name],
-            settings.trials.models,
-            settings.trials.max_pairs,
-            settings.split.seed,
-            everything,
-            settings.root,
-            Trained(train.label_names, tables["train"]["id"]),
-        )
-        if found is None:
-            continue
-        # Without trials there is still the accuracy, where the speakers were trained on; else nothing to measure.
-        if found.trials is not None or set(found.utterances.label_names) <= set(train.label_names):
-            evaluation[name] = found
-    return Data(train, evaluation, reading(cfg), skipped)
-
-
-def num_workers(cfg: DictConfig, device: torch.device) -> int:
-    """data.num_workers; null: none where the model itself needs the cores, else a share of those that we may use."""
-    if cfg.data.num_workers is not None:
-        return cfg.data.num_workers
-    return 0 if device.type == "cpu" else max(1, min(16, len(os.sched_getaffinity(0)) // distributed.on_this_node()))

@@ -96,7 +96,7 @@ def main() -> None:
 
 def _describe(arguments: Arguments, cfg: DictConfig) -> None:
     # Imports torch, which takes seconds: only once the command line is known to be right.
-    from spkexp import build
+    from spkexp import corpus
     from spkexp.data.description import describe_table
     from spkexp.data.files import whole
     from spkexp.data.levels import Measurement, measure, sample_rows
@@ -104,8 +104,8 @@ def _describe(arguments: Arguments, cfg: DictConfig) -> None:
     from spkexp.report.data_page import data_page
     from spkexp.report.description import description_text
 
-    table, unusable = build.table(cfg)
-    name = cfg.names.data if cfg.data.corpus is not None else build.source(cfg).name
+    table, unusable = corpus.table(cfg)
+    name = cfg.names.data if cfg.data.corpus is not None else corpus.source(cfg).name
     description = describe_table(name, _tables(table, cfg), cfg.data.label, cfg.data.crop_seconds, len(unusable))
     measurement = Measurement(
         sample_rate=cfg.model.features.sample_rate,

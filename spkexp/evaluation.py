@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, distributed, run_folder
+from spkexp import build, checkpoint, corpus, distributed, run_folder
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
@@ -51,13 +51,13 @@ def evaluate(
     settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
     policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
     results = _earlier(output, cfg, sum(p.numel() for p in model.parameters()))
-    data = build.data(cfg) if trials is None else None
+    data = corpus.data(cfg) if trials is None else None
     sets = [_listed(trials, models, cfg, folder)] if trials else list(data.evaluation.values()) if data else []
     sets = [found for found in sets if found.trials is not None or isinstance(found, LabelledSet)]
     if not sets:
         raise UserError(f"{source}: the run's data has no validation or test trials; give trials=FILE")
     for evaluation in sets:
-        scored = score(model, evaluation, build.reading(cfg), settings, policy, build.num_workers(cfg, device))
+        scored = score(model, evaluation, corpus.reading(cfg), settings, policy, corpus.num_workers(cfg, device))
         if not distributed.is_main():
             continue
         if data is not None and isinstance(evaluation, LabelledSet):
@@ -104,7 +104,7 @@ def _listed(trials: Path, models: Path | None, cfg: DictConfig, folder: Path) ->
     columns = ("id", "path", "duration", SPEAKER)
     ids = pl.Series("id", dtype=pl.String)
     try:
-        table, _ = build.table(cfg)
+        table, _ = corpus.table(cfg)
         train = split_table(table, label, split.by, split.fractions, split.seed)["train"]
         ids = train["id"]
         if SPEAKER in train.columns:  # a run for another label has heard voices too

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, distributed, run_folder
+from spkexp import build, checkpoint, corpus, distributed, run_folder
 from spkexp.cli import set_up_logging
 from spkexp.data.dataset import Batch, Crops, Parts, loader
 from spkexp.data.load import EvaluationSet
@@ -38,7 +38,7 @@ class Experiment:
         self.settings = TrainerSettings.model_validate(OmegaConf.to_container(cfg.trainer))
         self.scoring = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
         self.policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
-        self.workers = build.num_workers(cfg, device)
+        self.workers = corpus.num_workers(cfg, device)
         self._check_against_machine()
         self.folder = _open_folder(cfg, resumed)
         try:
@@ -54,7 +54,7 @@ class Experiment:
         self.augmentation = build.augmentation(augment.waveform, "augment.waveform", rate)
         self.augment_features = build.augmentation(augment.features, "augment.features", rate)
         self.banks = self.augmentation.banks if self.augmentation else ()
-        self.data = build.data(self.cfg)
+        self.data = corpus.data(self.cfg)
         if not distributed.all_have(self.data.train.digest()):
             raise UserError(
                 "data: the processes see different utterances; let them share data.cache_dir and the corpus, or run "

@@ -111,11 +111,11 @@ def _require_output(arguments: Arguments, cfg: DictConfig) -> None:
 
 def _prepare(arguments: Arguments, cfg: DictConfig) -> None:
     # Imports torch, which takes seconds: only once the command line is known to be right.
-    from spkexp import build
+    from spkexp import corpus
     from spkexp.data.prepared import prepare
     from spkexp.report.corpus import corpus_table
 
-    source = build.source(cfg)
+    source = corpus.source(cfg)
     cache = Path(cfg.data.cache_dir).expanduser()
     prepared = prepare(source, cache, keep=True, refresh=arguments.refresh, threads=arguments.workers)
     print(corpus_table(prepared.facts))
@@ -131,13 +131,13 @@ def _convert(
     arguments: Arguments, cfg: DictConfig, prepared: "Prepared", identity: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """What prepare.json says of the converted corpus."""
-    from spkexp import build
+    from spkexp import corpus
     from spkexp.data.cohort import write_cohort
     from spkexp.data.convert import Conversion
     from spkexp.data.converted import Order, convert_table
 
-    reading = build.reading(cfg)
-    rows, left_out = build.table(cfg, prepared)
+    reading = corpus.reading(cfg)
+    rows, left_out = corpus.table(cfg, prepared)
     conversion = Conversion(
         arguments.format, reading.sample_rate, reading.resample, reading.mix_channels, arguments.trim_db
     )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from spkexp import build, distributed
+from spkexp import build, corpus, distributed
 from spkexp.cli import compose_config
 from spkexp.errors import UserError
 from tests.conftest import Corpus
@@ -64,13 +64,13 @@ def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_speed_copies_and_samplers(make_corpus: Corpus) -> None:
     arguments = ["data=manifest", f"data.manifest='{make_corpus()}'", "augment=speed", "augment.speed_copies=one"]
     cfg = compose_config([*arguments, "data/sampler=speakers"])
-    train = build.data(cfg).train
+    train = corpus.data(cfg).train
     with pytest.raises(UserError, match=r"would become different speakers; use augment.speed_copies=all or"):
         build.sampler(cfg, train, 8)
     cfg.augment.speed_copies = "all"
     assert build.sampler(cfg, train, 8).utterances_per_epoch == 96
     cfg = compose_config([*arguments, "data/sampler=speakers", "augment.speed_label=same"])
-    assert build.sampler(cfg, build.data(cfg).train, 8).utterances_per_epoch == 32
+    assert build.sampler(cfg, corpus.data(cfg).train, 8).utterances_per_epoch == 32
     # 8 of the longest, but not 8 of them slowed down: batches are multiples of 4.
     cfg = compose_config([*arguments, "data/sampler=bucketed", "data.crop_seconds=null", "data.sampler.buckets=1"])
     cfg.data.sampler.batch_seconds = 8 * float(train.duration[: train.rows].max()) + 0.01
@@ -79,7 +79,7 @@ def test_speed_copies_and_samplers(make_corpus: Corpus) -> None:
 
 def test_the_filter_knows_the_split_that_is_made_anew(make_corpus: Corpus) -> None:
     arguments = ["data=manifest", f"data.manifest='{make_corpus()}'", "data.split.by=speaker"]
-    table, _ = build.table(compose_config([*arguments, "data.filter=\"split = 'train'\""]))
+    table, _ = corpus.table(compose_config([*arguments, "data.filter=\"split = 'train'\""]))
     assert sorted(set(table["speaker"])) == ["s0", "s1", "s2", "s3"]
     assert "split" not in table.columns
 
@@ -88,11 +88,11 @@ def test_reading_processes_share_the_cores_of_this_node(monkeypatch: pytest.Monk
     """Of 8 processes on 4 nodes, two share the cores, and of those only the ones that this job may use."""
     cfg, allowed = compose_config([]), os.sched_getaffinity(0)
     gpu = torch.device("cuda")
-    assert build.num_workers(cfg, gpu) == min(16, len(allowed))
-    assert build.num_workers(cfg, torch.device("cpu")) == 0
+    assert corpus.num_workers(cfg, gpu) == min(16, len(allowed))
+    assert corpus.num_workers(cfg, torch.device("cpu")) == 0
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert build.num_workers(cfg, gpu) == 1
+        assert corpus.num_workers(cfg, gpu) == 1
     finally:
         os.sched_setaffinity(0, allowed)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

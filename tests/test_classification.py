@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from spkexp import build, checkpoint
+from spkexp import checkpoint, corpus
 from spkexp.data.classes import labelled_set, require_no_lists
 from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.load import require_label
@@ -301,14 +301,14 @@ def test_a_run_that_learns_words(
     cfg = checkpoint.load_config(folder)
     cfg.data.filter = "word = 'ja'"
     with pytest.raises(UserError, match="are of one word; training needs two"):
-        build.data(cfg)
+        corpus.data(cfg)
     words = pl.read_csv(manifest)
     words.with_columns(
         pl.when(pl.col("word") == "ja").then(pl.lit("test")).otherwise(pl.lit("train")).alias("split")
     ).write_csv(manifest)
     cfg.data.filter = None
     with pytest.raises(UserError, match="test: no training utterance is of the word 'ja'"):
-        build.data(cfg)
+        corpus.data(cfg)
 
 
 def test_label_column_that_is_missing_or_has_gaps() -> None:

@@ -14,7 +14,7 @@ COMMANDS = ("train", "evaluate", "embed", "verify", "prepare", "describe", "comp
 LAYERS = (
     (*COMMANDS, "__main__"),
     ("experiment", "evaluation", "launch"),
-    ("build", "trainer"),
+    ("build", "corpus", "trainer"),
     ("meter", "progress", "interrupt", "run_folder", "report"),
     ("step", "checkpoint", "tracking", "scoring", "cost"),
     ("data",),

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import soundfile
 
-from spkexp import __main__, build, prepare
+from spkexp import __main__, corpus, prepare
 from spkexp.cli import compose_config
 from spkexp.data import headers, prepared, tree_state
 from spkexp.data.corpora.librispeech import LibriSpeech
@@ -276,13 +276,13 @@ def test_what_lies_outside_of_the_root_counts(tmp_path: Path, cache: Path, monke
     cfg = compose_config([*arguments, f'data.cache_dir="{cache}"'])
     for place in ("here", "there", "here"):
         monkeypatch.chdir(tmp_path / place)
-        assert build.table(cfg)[0]["speaker"].to_list() == [place, "other"]
+        assert corpus.table(cfg)[0]["speaker"].to_list() == [place, "other"]
     Path("utt2spk").write_text("a new\nb other\n")
-    assert build.table(cfg)[0]["speaker"].to_list() == ["new", "other"]
+    assert corpus.table(cfg)[0]["speaker"].to_list() == ["new", "other"]
     kaldi = compose_config(["data=manifest", f"data.manifest={tmp_path}/here", f'data.cache_dir="{cache}"'])
-    assert build.table(kaldi)[0]["duration"].to_list() == [0.1, 0.2]
+    assert corpus.table(kaldi)[0]["duration"].to_list() == [0.1, 0.2]
     monkeypatch.chdir(tmp_path / "there")
-    assert build.table(kaldi)[0]["duration"].to_list() == [0.3, 0.2]
+    assert corpus.table(kaldi)[0]["duration"].to_list() == [0.3, 0.2]
     # A run's config can be used from elsewhere.
     assert with_absolute_paths(cfg).data.corpus.speakers == f"{tmp_path}/there/utt2spk"
 
@@ -297,7 +297,7 @@ def test_a_tar_written_anew_in_place(tmp_path: Path, cache: Path) -> None:
         make_tar(tmp_path / "new.tar", members)
         tar.parent.mkdir(parents=True, exist_ok=True)
         tar.write_bytes((tmp_path / "new.tar").read_bytes())
-        table = build.table(cfg)[0].sort("offset")
+        table = corpus.table(cfg)[0].sort("offset")
         assert table["speaker"].to_list() == list(order)
 
 
@@ -375,10 +375,10 @@ def test_the_command(run: Run, tmp_path: Path, cache: Path) -> None:
     assert len((output / "cohort.txt").read_text().splitlines()) == 3
     # What was prepared is what training reads.
     manifest = ["data=manifest", f"data.manifest={output}", f'data.cache_dir="{cache}"']
-    table, skipped = build.table(compose_config(manifest))
+    table, skipped = corpus.table(compose_config(manifest))
     assert (len(table), skipped) == (5, [])
     cfg = compose_config([*arguments[:2], f'data.cache_dir="{cache}"', "data.on_error=skip", "data.max_bad_fraction=1"])
-    table, skipped = build.table(cfg)
+    table, skipped = corpus.table(cfg)
     assert (len(table), [entry["id"] for entry in skipped]) == (5, ["2-7-0000"])
     # What had no readable header is among the losses.
     facts = json.loads((output / "prepare.json").read_text())
