@@ -73,3 +73,16 @@ def test_another_corpus_is_named(tmp_path: Path) -> None:
         recordings(tmp_path / "vox", "noise/**")
     assert corpus_folder(tmp_path / "mine") == (tmp_path / "mine", None)
     assert recordings(tmp_path / "mine", "**") == [f"{tmp_path}/mine/a.wav"]
+
+
+def test_a_folder_of_ones_own_rooms_is_taken_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = add(tmp_path / "my rooms", "kitchen.wav", "stairs/a.wav")
+    with caplog.at_level("INFO"):
+        assert ImpulseResponses(str(tmp_path / "my rooms"), RESPONSES, 0, 16_000).files == files
+    assert "all 2 are taken" in caplog.text
+    # But not of noise, whose kinds are told apart by their folders, and not of another corpus.
+    with pytest.raises(UserError, match="none of which matches"):
+        recordings(tmp_path / "my rooms", "noise/**")
+    add(tmp_path, "vox/wav/id10001/video/00001.wav")
+    with pytest.raises(UserError, match="this is VoxCeleb1"):
+        ImpulseResponses(str(tmp_path / "vox"), RESPONSES, 0, 16_000)

@@ -60,6 +60,8 @@ class Bank:
     place = PLACE
     silent = "silent"  # what is wrong with something drawn in which there is no sound
 
+    takes_own_folder = False  # whether every file of a folder of one's own is meant, whatever `include` says
+
     def __init__(self, root: str, include: list[str], memory_mb: NonNegative, sample_rate: PositiveInt) -> None:
         """root: the folder. include: patterns of the files' paths below it, `**` for any number of folders.
 
@@ -70,7 +72,7 @@ class Bank:
         self.root = os.path.expanduser(root)
         self.sample_rate = sample_rate
         self.bad: Bad = []  # files found unusable at the start
-        folder, names = matching_files(self.root, include)
+        folder, names = matching_files(self.root, include, self.takes_own_folder)
         self.files = [os.path.join(folder, name) for name in names]
         self.digest = hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
         limit = memory_mb * 1e6
@@ -216,6 +218,8 @@ class Recordings(Bank):
 class ImpulseResponses(Bank):
     """Room impulse responses for `spkexp.augment.reverb`. Of several microphones the first is taken: their mean would
     be a filter of its own."""
+
+    takes_own_folder = True
 
     def responses(self, key: Keys, seconds: float, bad: Bad) -> list[Wave]:
         """A response (taps,) for each of `key`, whole, up to ten seconds.

@@ -1,5 +1,6 @@
 """MUSAN (Snyder et al. 2015, OpenSLR 17) and RIRS_NOISES (Ko et al. 2017, OpenSLR 28): what augmentation mixes in."""
 
+import logging
 import os
 import re
 from collections import Counter
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from spkexp.data.corpora import tree
 from spkexp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PLACE = "augment.…"  # of a bank of recordings in the config, until `spkexp.build` says which
 
@@ -41,9 +44,10 @@ def report(name: str, files: Iterable[str]) -> None:
         tree.count_files(f"{name} {part}", found[part], count)
 
 
-def matching_files(root: str, include: list[str]) -> tuple[Path, list[str]]:
+def matching_files(root: str, include: list[str], own: bool) -> tuple[Path, list[str]]:
     """The folder of the recordings, and the audio files below it whose path there matches one of `include`.
 
+    own: where none does and the folder is no corpus that is known, it is somebody's own, and all its files are taken.
     Raises UserError if there are none.
     """
     if not os.path.isdir(root):
@@ -51,6 +55,9 @@ def matching_files(root: str, include: list[str]) -> tuple[Path, list[str]]:
     folder, names = _files(Path(root).absolute())
     matches = re.compile("|".join(map(_pattern, include)))
     files = [name for name in names if matches.fullmatch(name)]
+    if not files and own and names and tree.recognise(folder) is None:
+        log.info("%s: no file matches %s: all %d are taken", folder, include, len(names))
+        return folder, names
     if not files:
         found = f"{len(names)} audio files" if len(names) else "no audio"
         inside = tree.shortened([inner.name for inner in tree.subfolders(Path(root))])
