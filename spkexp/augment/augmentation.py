@@ -5,6 +5,7 @@ what the rows will need (noise, impulse responses): its material. `forward` runs
 material in the same order. Both see the same keys, so both come to the same random choices.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -53,26 +54,26 @@ class Drawing(nn.Module):
         return low + (high - low) * counter.uniform(key, STREAMS * (1 + self.index) + stream)
 
 
-class FeatureAugmentation(Drawing):
+class FeatureAugmentation(Drawing, ABC):
     """Base of what changes features."""
 
+    @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor | None, key: Keys) -> Tensor:
         """features: (B, C, T); lengths: (B,) frames of each row, on any device; None: all T. Returns (B, C, T)."""
-        raise NotImplementedError
 
 
-class Augmentation(Drawing):
+class Augmentation(Drawing, ABC):
     """Base of what changes waveforms. `banks`: the recordings that it and its parts draw from (`spkexp.build`)."""
 
     banks: tuple[Any, ...] = ()
 
+    @abstractmethod
     def read(self, key: Keys, samples: int, material: Material) -> Keys:
         """Add to `material` what rows with these keys need; returns the keys of the rows that will come out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, signal: Signal, material: Iterator[Tensor]) -> Signal:
         """The signal changed; takes from `material` what `read` put there."""
-        raise NotImplementedError
 
 
 class RowAugmentation(Augmentation):
@@ -122,12 +123,12 @@ class RowAugmentation(Augmentation):
         """`num_material` tensors for rows with these keys, of `samples` samples; bad files go to `material.bad`."""
         raise NotImplementedError
 
+    @abstractmethod
     def change(self, waveform: Tensor, lengths: Tensor, key: Keys, *material: Tensor) -> tuple[Tensor, Tensor]:
         """(waveform (n, samples), lengths (n,)) of the changed rows; never changes its arguments in place.
 
         What it leaves behind a row's length is set to zero afterwards.
         """
-        raise NotImplementedError
 
 
 def silence_behind(waveform: Tensor, lengths: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ def power(waveform: Tensor, lengths: Tensor) -> Tensor:
     return total / lengths.clamp(min=1).to(total.device, total.dtype, non_blocking=True)[:, None]
 
 
-def present(name: str, parts: Mapping[str, T | None], kind: type[T]) -> dict[str, T]:
+def present(name: str, parts: Mapping[str, T | None], kind: type[Any]) -> dict[str, T]:
     """`parts`, the argument `name`, without those that are None: a config leaves a part out by null.
 
     Raises ValueError for a part that is no `kind`.

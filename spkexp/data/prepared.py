@@ -163,12 +163,22 @@ def _listing(source: Source) -> tuple[str, pl.DataFrame, list[str]]:
     return before, table, warnings
 
 
+class _Collector(logging.Handler):
+    """Appends the text of each warning to a list."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
     """What the package's log warns of in here; it is logged all the same."""
     found: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler = _Collector(found)
     package = logging.getLogger("spkexp.data")
     package.addHandler(handler)
     try:

@@ -3,6 +3,7 @@
 A sampler has `steps_per_epoch` and gives the batches of any epoch at once, so going on from a step needs no replay.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from spkexp.types import NonNegative, Positive, PositiveInt
 Items = NDArray[np.int64]
 
 
-class Sampler:
+class Sampler(ABC):
     """Base of all.
 
     repeats: whether an utterance may come twice an epoch, and is then cropped anew each time.
@@ -27,9 +28,9 @@ class Sampler:
     steps_per_epoch: int
     utterances_per_epoch: int
 
+    @abstractmethod
     def epoch(self, seed: int, epoch: int) -> Sequence[Items]:
         """The batches of an epoch, `steps_per_epoch` arrays of indices."""
-        raise NotImplementedError
 
 
 class _EqualBatches(Sampler):
@@ -48,9 +49,9 @@ class _EqualBatches(Sampler):
     def epoch(self, seed: int, epoch: int) -> Sequence[Items]:
         return np.split(self.order(seed, epoch)[: self.utterances_per_epoch], self.steps_per_epoch)
 
+    @abstractmethod
     def order(self, seed: int, epoch: int) -> Items:
         """(at least utterances_per_epoch,) the epoch's utterances one after another."""
-        raise NotImplementedError
 
 
 class RandomSampler(_EqualBatches):
