@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import build, checkpoint, corpus, distributed, run_folder
+from spkexp.config import config_folder
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
@@ -39,6 +40,8 @@ def evaluate(
     """
     model, cfg, folder = build.trained_model(source, trust)
     model.to(device)
+    # Keys that a run of an earlier version does not have yet.
+    cfg.data = OmegaConf.merge(OmegaConf.load(config_folder() / "data_common.yaml"), cfg.data)
     if root is not None:
         cfg.data.root = root
     cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it

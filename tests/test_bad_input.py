@@ -358,6 +358,11 @@ def test_paths_of_every_kind(make_corpus: Corpus, tmp_path: Path, run: Run) -> N
     done = run("train", f'resume="{folder}"', "trainer.max_steps=3")
     assert done.code == 0, done.err
     assert steps(folder) == [1, 2, 3]
+    # A run of a version that did not have all of today's keys yet.
+    for file in folder.rglob("config.yaml"):
+        cfg = OmegaConf.load(file)
+        del cfg.data.cache_dir, cfg.data.stage_dir, cfg.data.trials.models
+        OmegaConf.save(cfg, file)
     done = run("evaluate", f"model={folder}")
     assert done.code == 0, done.err
 
