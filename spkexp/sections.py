@@ -5,10 +5,10 @@ Every key is named here once, with its type and range; conf/*.yaml gives the val
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from spkexp.types import NonNegativeInt, Positive, PositiveInt
+from spkexp.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 
 def _is_node(value: dict[str, Any]) -> dict[str, Any]:
@@ -70,18 +70,40 @@ class Augment(Section):
     features: Node | None
 
 
+class ParamGroup(Section):
+    match: Text
+    lr: Positive | None = None
+    weight_decay: NonNegative | None = None
+    frozen_epochs: NonNegative | Literal["all"] = 0
+
+
 class Trainer(Section):
     epochs: PositiveInt
     max_steps: PositiveInt | None
-    batch_size: PositiveInt
+    batch_size: PositiveInt | Literal["auto"]
     accumulate: PositiveInt
     precision: Literal["fp32", "bf16", "fp16"]
+    tf32: bool
+    channels_last: bool
+    compile: bool
+    deterministic: bool
     clip_norm: Positive | None
+    on_nan: Literal["raise", "skip", "rollback"]
+    ema: Annotated[float, Gt(0), Lt(1)] | None
+    average_last: PositiveInt | None
+    early_stop: PositiveInt | None
+    param_groups: dict[str, ParamGroup | None]
+    layer_decay: Annotated[float, Gt(0), Le(1)] | None
     validate_every: PositiveInt
     checkpoint_steps: PositiveInt | None
     checkpoint_minutes: Positive | None
     log_every: PositiveInt
+    profile: bool
     device: Literal["auto", "cpu", "cuda"]
+    nproc: PositiveInt | None
+    max_restarts: NonNegativeInt
+    timeout_minutes: Positive
+    static_graph: bool
     optimizer: Node
     schedule: Node
 
@@ -105,6 +127,14 @@ class Scoring(Section):
     save_scores: bool
 
 
+class Search(Section):
+    """Which trial of a hyper-parameter search a run is; the sweeper fills it in."""
+
+    storage: Text
+    study: Text
+    trial: NonNegativeInt
+
+
 class Names(Section):
     model: Text
     data: Text
@@ -118,6 +148,7 @@ class Config(Section):
     trainer: Trainer
     tracking: Tracking
     scoring: Scoring
+    search: Search | None
     names: Names
     seed: Annotated[int, Ge(0), Lt(2**32)]
     run_dir: Text | None

@@ -13,10 +13,10 @@ COMMANDS = ("train", "evaluate", "embed", "verify", "prepare", "describe", "comp
 # From the top down: a module imports from its own layer and from those below. A name stands for all below it.
 LAYERS = (
     (*COMMANDS, "__main__"),
-    ("experiment", "evaluation", "launch"),
+    ("experiment", "evaluation", "launch", "sweep"),
     ("build", "corpus", "trainer"),
-    ("meter", "progress", "interrupt", "run_folder", "report"),
-    ("step", "checkpoint", "tracking", "scoring", "cost"),
+    ("meter", "progress", "interrupt", "run_folder", "report", "watchdog", "pruning"),
+    ("step", "checkpoint", "tracking", "scoring", "cost", "parameter_groups", "averages", "numerics"),
     ("data",),
     ("models", "losses", "augment", "schedule"),
     ("features", "ops"),
@@ -25,7 +25,7 @@ LAYERS = (
 SETTINGS = ("cli", "arguments", "overrides", "resume", "config", "signature", "sections")
 DISTRIBUTED = ("distributed",)
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
-LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar")
+LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar", "outcome")
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.
