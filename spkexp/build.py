@@ -20,7 +20,7 @@ from spkexp.data.recordings import Bank
 from spkexp.data.sampler import Sampler
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
-from spkexp.losses.head import Head
+from spkexp.losses.head import Head, Loss
 from spkexp.models.speaker import SpeakerModel
 from spkexp.signature import TargetError, holds_parts, owner_of, read_signature
 
@@ -56,10 +56,8 @@ def augmentation(node: DictConfig | None, path: str, sample_rate: int) -> Any:
     """The augmentation that `node` describes, ready to be used; None for none. sample_rate in Hz."""
     if node is None:
         return None
-    resolved = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(resolved, dict)
     banks: list[Any] = []
-    found = _with_parts({str(key): value for key, value in resolved.items()}, path, sample_rate, banks)
+    found = _with_parts(_plain(node), path, {"sample_rate": sample_rate}, banks)
     kind = FeatureAugmentation if path == "augment.features" else Augmentation
     if not isinstance(found, kind):
         raise UserError(f"{path}: must be {described(kind)}, but {type(found).__name__} is none")
@@ -72,24 +70,29 @@ def augmentation(node: DictConfig | None, path: str, sample_rate: int) -> Any:
     return found
 
 
-def _with_parts(node: dict[str, Any], path: str, sample_rate: int, banks: list[Any]) -> Any:
+def _plain(node: DictConfig) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _with_parts(node: dict[str, Any], path: str, run_time: dict[str, Any], banks: list[Any]) -> Any:
     """The object that `node` describes; nodes among its arguments, also in mappings by name, are built first.
 
-    `banks` gets what reads files, which is told its place in the config.
+    Each gets those of the `run_time` arguments that it names. `banks` gets what reads files, which is told its place in the config.
     """
     signature, objects = read_signature(node["_target_"]), dict[str, Any]()
     for key, value in node.items():
         if not isinstance(value, dict):
             continue
         if "_target_" in value:
-            objects[key] = _with_parts(value, f"{path}.{key}", sample_rate, banks)
+            objects[key] = _with_parts(value, f"{path}.{key}", run_time, banks)
         elif holds_parts(signature.types.get(key), value):
             objects[key] = {
-                name: part and _with_parts(part, f"{path}.{key}.{name}", sample_rate, banks)
+                name: part and _with_parts(part, f"{path}.{key}.{name}", run_time, banks)
                 for name, part in value.items()
             }
-    if "sample_rate" in signature.types:
-        objects["sample_rate"] = sample_rate
+    objects |= {name: value for name, value in run_time.items() if name in signature.types}
     try:
         found = _instantiate({key: value for key, value in node.items() if key not in objects}, path, objects)
     except UserError as error:  # what reads files does not know its place in the config yet
@@ -126,17 +129,20 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     return speaker_model.eval(), cfg, folder
 
 
-def trained_head(cfg: DictConfig, folder: Path, embedding_size: int, trust: tuple[str, ...] = ()) -> Head:
-    """The classification head in the checkpoint `folder`, whose config is `cfg`; as to `trust` see `trained_model`."""
+def trained_head(cfg: DictConfig, folder: Path, embedding_size: int, trust: tuple[str, ...] = ()) -> Head | None:
+    """What classifies in the checkpoint `folder`, whose config is `cfg`; None where its loss has no classes.
+
+    As to `trust` see `trained_model`.
+    """
     for target in _targets(cfg.loss):
         _require_trusted(target, trust, folder / checkpoint.CONFIG)
     classes = len(checkpoint.load_labels(folder))
     # Counts and steps shape the loss alone, never the scores that classify.
     counts = torch.ones(classes, dtype=torch.int64)
     run_time = {"num_classes": classes, "class_counts": counts, "steps_per_epoch": 1}
-    trained = build(cfg.loss, "loss", embedding_size=embedding_size, **run_time)
+    trained = _loss(cfg, {"embedding_size": embedding_size, **run_time})
     checkpoint.load_into(trained, checkpoint.load_tensors(folder)[1], folder, "head")
-    return trained.eval()
+    return trained.eval().classifier
 
 
 def _require_trusted(target: str, trust: tuple[str, ...], file: Path) -> None:
@@ -162,16 +168,22 @@ def _targets(node: Any) -> list[str]:
     return []
 
 
-def head(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoch: int) -> Head:
-    """The classification head with one class for each speaker of `train`."""
-    return build(
-        cfg.loss,
-        "loss",
-        num_classes=len(train.label_names),
-        embedding_size=embedding_size,
-        class_counts=torch.bincount(torch.from_numpy(train.label), minlength=len(train.label_names)),
-        steps_per_epoch=steps_per_epoch,
-    )
+def loss(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoch: int) -> Loss:
+    """The loss, whose classes are the speakers of `train`. Raises UserError."""
+    run_time = {
+        "num_classes": len(train.label_names),
+        "embedding_size": embedding_size,
+        "class_counts": torch.bincount(torch.from_numpy(train.label), minlength=len(train.label_names)),
+        "steps_per_epoch": steps_per_epoch,
+    }
+    return _loss(cfg, run_time)
+
+
+def _loss(cfg: DictConfig, run_time: dict[str, Any]) -> Loss:
+    found = _with_parts(_plain(cfg.loss), "loss", run_time, [])
+    if not isinstance(found, Loss):
+        raise UserError(f"loss: must be a loss, but {type(found).__name__} is none")
+    return found
 
 
 def sampler(cfg: DictConfig, train: Utterances, batch_size: int) -> Sampler:

@@ -21,7 +21,7 @@ RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "model.encoder": ("in_channels",),
     "model.pooling": ("channels",),
     "augment": ("sample_rate",),  # of every node below it
-    "loss": ("num_classes", "embedding_size", "class_counts", "steps_per_epoch"),
+    "loss": ("num_classes", "embedding_size", "class_counts", "steps_per_epoch"),  # and of every node below it
     "trainer.optimizer": ("params",),
     "trainer.schedule": ("total_steps", "steps_per_epoch"),
     "data.sampler": ("num_items", "label", "duration", "shard", "batch_size", "crop_seconds"),
@@ -60,7 +60,8 @@ def check(cfg: DictConfig) -> None:
 
 def run_time_arguments(path: str) -> tuple[str, ...]:
     """The arguments that the node at `path` gets from `spkexp.build`."""
-    return RUN_TIME_ARGUMENTS.get("augment" if path.startswith("augment.") else path, ())
+    section = path.partition(".")[0]
+    return RUN_TIME_ARGUMENTS.get(section if section in ("augment", "loss") else path, ())
 
 
 def check_node(path: str, node: Mapping[str, Any]) -> list[str]:

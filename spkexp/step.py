@@ -1,45 +1,39 @@
 """The path of a batch, from waveform to loss. What DDP wraps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spkexp import distributed
 from spkexp.augment.augmentation import Augmentation, FeatureAugmentation, Signal
-from spkexp.losses.head import Head
+from spkexp.losses.head import Loss
 from spkexp.models.speaker import SpeakerModel
 
 
 class StepOutput(NamedTuple):
     loss: Tensor  # scalar, mean over the batch
-    accuracy: Tensor  # scalar, share of the batch whose class scores highest, without margin
+    accuracy: Tensor  # scalar, share of the batch that the loss recognises, without margin
 
 
 class TrainStep(nn.Module):
-    """waveform -> augmentation -> features -> augmentation -> embedding -> head -> loss."""
+    """waveform -> augmentation -> features -> augmentation -> embedding -> loss.
+
+    head: the loss, which for most has a class for each speaker.
+    """
 
     def __init__(
         self,
         model: SpeakerModel,
-        head: Head,
+        head: Loss,
         augment_waveform: Augmentation | None,
         augment_features: FeatureAugmentation | None,
     ) -> None:
         super().__init__()
         self.model, self.head = model, head
         self.augment_waveform, self.augment_features = augment_waveform, augment_features
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: the parameters that are trained, and apart from them those that do without weight decay.
-
-        A module marks such a parameter by an attribute `_no_weight_decay`, as mamba-ssm does.
-        """
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        exempt = [parameter for parameter in trained if getattr(parameter, "_no_weight_decay", False)]
-        decayed = [parameter for parameter in trained if not getattr(parameter, "_no_weight_decay", False)]
-        return [{"params": decayed}, *([{"params": exempt, "weight_decay": 0.0}] if exempt else [])]
 
     def forward(
         self,
@@ -65,7 +59,7 @@ class TrainStep(nn.Module):
         if self.augment_features is not None:
             features = self.augment_features(features, lengths, keys)
         embedding = self.model.embed(features, lengths)
-        loss, scores = self.head(embedding, label, step)
-        with torch.no_grad():
-            accuracy = (scores.argmax(dim=1) == label).float().mean()
+        if self.head.needs_pairs:  # each process then has the loss of the whole batch
+            embedding, label = distributed.gather_rows(embedding.float()), distributed.gather_rows(label)
+        loss, accuracy = self.head(embedding, label, step)
         return StepOutput(loss, accuracy)

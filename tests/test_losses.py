@@ -7,20 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spkexp.losses.head import Loss
 from spkexp.losses.margin import AAMSoftmax, AMSoftmax
 from spkexp.losses.softmax import Softmax
+from tests.loss_tools import BATCH, CLASSES, EVERY, HEADS, SIZE, batch, grouped, margin_head, sub_centers
 
-CLASSES, SIZE, BATCH = 7, 5, 6
-
-
-def margin_head(kind: type, **changes: object) -> AAMSoftmax | AMSoftmax:
-    settings = {"scale": 30.0, "margin": 0.2, "ramp_epochs": [0, 0], "initial_margin": 0.0, "label_smoothing": 0.0}
-    return kind(**settings | changes, num_classes=CLASSES, embedding_size=SIZE, steps_per_epoch=10)
-
-
-def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(BATCH, SIZE, generator=generator), torch.randint(CLASSES, (BATCH,), generator=generator)
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 def reference(kind: str, embedding: np.ndarray, weight: np.ndarray, label: np.ndarray, s: float, m: float) -> float:
@@ -53,25 +45,88 @@ def test_margin_heads_match_the_papers(kind: str, head_class: type, margin: floa
     assert head(embedding, label, step=0).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("head_class", [AMSoftmax, AAMSoftmax])
-def test_gradient(head_class: type) -> None:
-    head = margin_head(head_class).double()
-    embedding, label = batch()
-    # The head works in float32, so a difference quotient in float64 cannot check it; the formula can, in float64.
-    with torch.no_grad():
-        weight = head.weight.clone()
+@pytest.fixture(params=EVERY)
+def every(request: pytest.FixtureRequest) -> Loss:
+    torch.manual_seed(0)
+    return EVERY[request.param]()
 
-    def loss(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        cosine = F.normalize(x) @ F.normalize(w).T
-        shifted = head.shift(cosine.gather(1, label[:, None]), head.margin)
-        return F.cross_entropy(30.0 * cosine.scatter(1, label[:, None], shifted), label)
 
-    inputs = (embedding.double().requires_grad_(), weight.requires_grad_())
-    assert torch.autograd.gradcheck(loss, inputs)
-    single = embedding.clone().requires_grad_()
-    head.float()(single, label, step=0).loss.backward()
-    expected = torch.autograd.grad(loss(*inputs), inputs[0])[0]
-    torch.testing.assert_close(single.grad, expected.float(), rtol=1e-4, atol=1e-6)
+def test_gradient_of_every_loss(every: Loss) -> None:
+    """Of the embeddings and of all parameters, against difference quotients in float64."""
+    every = every.double()
+    embedding, label = grouped()
+    names = [name for name, _ in every.named_parameters()]
+
+    def loss(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(every, state, (x, label, 100)).loss
+
+    inputs = [embedding, *(parameter.detach().clone() for parameter in every.parameters())]
+    assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in inputs])
+
+
+def test_float32_agrees_with_float64(every: Loss) -> None:
+    embedding, label = grouped()
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        every = every.to(dtype)
+        x = embedding.to(dtype).requires_grad_()
+        output = every(x, label, 100)
+        output.loss.backward()
+        results.append((output.loss.detach().double(), x.grad.double()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_computes_in_float32_under_autocast(every: Loss, device: str) -> None:
+    embedding, label = (tensor.to(device) for tensor in grouped())
+    every = every.to(device)
+    x = embedding.to(torch.bfloat16).requires_grad_()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        output = every(x, label, 100)
+    assert output.loss.dtype == torch.float32
+    assert not output.accuracy.requires_grad
+    torch.testing.assert_close(output.loss, every(x.float(), label, 100).loss, rtol=0, atol=0)
+    output.loss.backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "case", ["one speaker", "no pairs", "a single utterance", "equal", "opposite", "zero", "huge", "tiny"]
+)
+def test_stays_finite(every: Loss, case: str) -> None:
+    embedding, label = grouped()
+    x = embedding.float()
+    if case == "one speaker":
+        label = torch.full_like(label, 3)
+    elif case == "no pairs":
+        x, label = x[:CLASSES], torch.arange(CLASSES)
+    elif case == "a single utterance":
+        x, label = x[:1], label[:1]
+    elif case == "equal":
+        x = x[:1].repeat(len(x), 1)
+    elif case == "opposite":  # of a speaker's two utterances, and each on a class's direction or against it
+        weight = every.classifier.state_dict().get("weight") if every.classifier else None
+        direction = weight[0].reshape(-1, SIZE)[0] if weight is not None else x[0]
+        x = torch.stack([direction * (-1) ** index for index in range(len(x))])
+    elif case == "zero":
+        x = torch.zeros_like(x)
+    else:
+        x = x * (1e30 if case == "huge" else 1e-30)
+    x.requires_grad_()
+    output = every(x, label, 100)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert 0 <= output.accuracy <= 1
+    for tensor in (x.grad, *(parameter.grad for parameter in every.parameters())):
+        assert tensor.isfinite().all()
+
+
+def test_length_of_an_embedding_never_matters_to_a_cosine() -> None:
+    embedding, label = grouped()
+    head = margin_head(AAMSoftmax).double()
+    torch.testing.assert_close(head(1e30 * embedding, label, 0), head(embedding, label, 0))
 
 
 @pytest.mark.parametrize("head_class", [AMSoftmax, AAMSoftmax])
@@ -89,13 +144,6 @@ def test_finite_where_the_cosine_is_one(head_class: type, dtype: torch.dtype, si
         assert torch.isfinite(tensor).all()
 
 
-def test_zero_embedding_is_finite() -> None:
-    head = margin_head(AAMSoftmax)
-    embedding = torch.zeros(BATCH, SIZE, requires_grad=True)
-    head(embedding, torch.zeros(BATCH, dtype=torch.long), step=0).loss.backward()
-    assert torch.isfinite(embedding.grad).all()
-
-
 def test_aam_falls_monotonically_with_the_angle() -> None:
     cosine = torch.cos(torch.linspace(0, math.pi, 2001, dtype=torch.float64))
     shifted = margin_head(AAMSoftmax).shift(cosine, 0.5)
@@ -107,19 +155,61 @@ def test_margin_grows_between_its_epochs() -> None:
     head = margin_head(AAMSoftmax, margin=0.4, initial_margin=0.1, ramp_epochs=[2, 4])
     assert [head.margin_at(step) for step in (0, 20)] == [0.1, 0.1]
     assert [head.margin_at(step) for step in (40, 1000)] == [0.4, 0.4]
-    # Half way (x = 1/2): 0.4 - 0.3 · 10^-1.5 · 0.5
-    assert head.margin_at(30) == pytest.approx(0.4 - 0.3 * 0.0316227766 * 0.5, abs=1e-9)
+    # Half way (x = 1/2): 0.4 - 0.3 · 10^-1.5
+    assert head.margin_at(30) == pytest.approx(0.4 - 0.3 * 0.0316227766, abs=1e-9)
     ramp = [head.margin_at(step) for step in range(20, 41)]
     assert ramp == sorted(ramp)
     embedding, label = batch()
     assert head(embedding, label, step=0).loss < head(embedding, label, step=100).loss
 
 
-def test_scores_carry_no_margin() -> None:
-    embedding, label = batch()
+def test_margin_grows_in_a_straight_line() -> None:
+    head = margin_head(AAMSoftmax, margin=0.4, initial_margin=0.1, ramp="linear", ramp_epochs=[2, 4])
+    found = [head.margin_at(step) for step in (0, 20, 25, 30, 35, 40, 41)]
+    assert found == pytest.approx([0.1, 0.1, 0.175, 0.25, 0.325, 0.4, 0.4])
+
+
+def test_a_large_margin_from_the_start() -> None:
+    head = margin_head(AAMSoftmax, margin=0.5, initial_margin=0.5, ramp_epochs=[0, 0])
+    assert {head.margin_at(step) for step in range(30)} == {0.5}
+
+
+def test_scores_and_accuracy_carry_no_margin() -> None:
+    embedding, _ = batch()
     head = margin_head(AAMSoftmax, margin=0.5)
-    expected = F.normalize(embedding) @ F.normalize(head.weight).T
-    torch.testing.assert_close(head(embedding, label, step=0).scores, expected.detach())
+    expected = (F.normalize(embedding) @ F.normalize(head.weight).T).detach()
+    torch.testing.assert_close(head.scores(embedding).detach(), expected)
+    label = expected.argmax(dim=1)
+    # With the margin taken off, at least one would be lost.
+    assert (expected.scatter_add(1, label[:, None], torch.full((BATCH, 1), -0.5)).argmax(dim=1) != label).any()
+    label[:2] = (label[:2] + 1) % CLASSES
+    assert head(embedding, label, step=0).accuracy == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_known_classes_are_taken_over(name: str) -> None:
+    """Classes 5 and 0 of one head are 1 and 3 of another: their scores come along, others' stay."""
+    torch.manual_seed(1)
+    old, new = HEADS[name](), HEADS[name]()
+    for parameter in old.parameters():
+        torch.nn.init.normal_(parameter)
+    embedding, _ = batch()
+    before = new.scores(embedding).detach()
+    own, theirs = torch.tensor([1, 3]), torch.tensor([5, 0])
+    assert new.take(old.state_dict(), own, theirs) == []
+    after = new.scores(embedding).detach()
+    torch.testing.assert_close(after[:, own], old.scores(embedding).detach()[:, theirs])
+    rest = [0, 2, 4, 5, 6]
+    torch.testing.assert_close(after[:, rest], before[:, rest])
+
+
+def test_what_does_not_fit_is_named_and_left() -> None:
+    torch.manual_seed(1)
+    new, old = sub_centers(3), margin_head(AAMSoftmax)
+    before = new.weight.detach().clone()
+    every_class = torch.arange(CLASSES)
+    assert new.take(old.state_dict(), every_class, every_class) == ["weight"]
+    torch.testing.assert_close(new.weight.detach(), before)
 
 
 def softmax(weights: str, counts: list[int], smoothing: float = 0.0) -> Softmax:

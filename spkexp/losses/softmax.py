@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.losses.head import Head, HeadOutput
+from spkexp.losses.head import Head
 from spkexp.types import Fraction
 
 
@@ -37,15 +36,15 @@ class Softmax(Head):
             weight = class_counts.sum() / (num_classes * class_counts.clamp(min=1).float())
         self.register_buffer("class_weight", weight, persistent=False)
 
-    def forward(self, embedding: Tensor, label: Tensor, step: int) -> HeadOutput:
-        """embedding: (B, embedding_size); label: (B,) class index; step: unused, a margin may depend on it."""
-        with torch.autocast(embedding.device.type, enabled=False):
-            scores = self.scores(embedding.float())
-            terms = F.cross_entropy(scores, label, label_smoothing=self.label_smoothing, reduction="none")
-            if self.class_weight is not None:
-                terms = terms * self.class_weight[label]
-        return HeadOutput(terms.mean(), scores.detach())
-
     def scores(self, embedding: Tensor) -> Tensor:
         """(B, num_classes) logits of embeddings (B, embedding_size)."""
         return self.linear(embedding)
+
+    def loss(self, scores: Tensor, label: Tensor, step: int) -> Tensor:
+        terms = F.cross_entropy(scores, label, label_smoothing=self.label_smoothing, reduction="none")
+        if self.class_weight is not None:
+            terms = terms * self.class_weight[label]
+        return terms.mean()
+
+    def class_tensors(self) -> frozenset[str]:
+        return frozenset(("linear.weight", "linear.bias"))
