@@ -1,28 +1,40 @@
-"""Checkpoints that a kill at any moment leaves whole.
+"""Checkpoints that a kill at any moment leaves whole, and that tell when a disk did not.
 
-A checkpoint is a folder. A new one is written beside the old under `NAME.partial`, flushed to disk, renamed to
-`NAME.new` (from then on it is complete), and takes the place of the old one; `find` copes with what a kill in
-between left.
+A checkpoint is a folder. A new one is written beside the old under `NAME.partial`, with SHA256SUMS, flushed to disk,
+renamed to `NAME.new` (from then on it is complete), and takes the place of the old one. The `last` of before stays as
+`previous`, for the day that the disk spoils the last. Readers cope with what a kill in between left.
 """
 
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spkexp import durable
 from spkexp.errors import UserError
 
+log = logging.getLogger(__name__)
+
 MODEL, CONFIG, LABELS, STATE = "model.safetensors", "config.yaml", "labels.json", "train_state.pt"
+PORTABLE = (MODEL, CONFIG, LABELS)  # what a user of the trained model needs
+FILES = (*PORTABLE, STATE)
+LAST, PREVIOUS, BEST = "last", "previous", "best"  # in the folder `checkpoints` of a run
 HEAD = "head."  # the head's tensors are in the model file under this prefix
+_WEIGHTS = "step-*.safetensors"
+_UNWRITTEN = (OSError, RuntimeError, safetensors.SafetensorError)  # torch and safetensors have errors of their own
 
 
 def save(
@@ -33,86 +45,135 @@ def save(
     labels: list[str],
     state: Mapping[str, Any],
 ) -> None:
-    """Write the checkpoint `folder`, replacing the one of that name in one go.
+    """Write the checkpoint `folder`, replacing the one of that name in one go; a former `last` becomes `previous`.
 
     state: what training needs to go on; tensors, numbers, text and containers of them only.
-    Raises UserError where the disk does not take it; the previous checkpoint is then untouched.
+    Raises UserError where the disk does not take it; the checkpoints that were there are then untouched.
     """
-    tensors = dict(model.state_dict())
-    tensors |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
-    partial = folder.with_name(f"{folder.name}.partial")
+    tensors = _tensors(model, head)
+    partial = durable.beside(folder, "partial")
+    former = folder.with_name(PREVIOUS) if folder.name == LAST else None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, durable.beside(folder.with_name(PREVIOUS), "partial")):
+            shutil.rmtree(left, ignore_errors=True)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
         partial.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / MODEL)
+        save_file(tensors, partial / MODEL)
         OmegaConf.save(config, partial / CONFIG)
         (partial / LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=0), encoding="utf-8")
-        torch.save(dict(state), partial / STATE)
-        for file in partial.iterdir():
-            _flush(file)
-        _flush(partial)
-        _replace(partial, folder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # torch and safetensors raise errors of their own for a full disk; the file system knows the reason.
+        # Into a file of our own, for torch hides the reason why one of its own cannot be written.
+        with (partial / STATE).open("wb") as file:
+            torch.save(dict(state), file)
+        durable.seal(partial)
+        durable.replace(partial, folder, former)
+    except _UNWRITTEN as error:
         shutil.rmtree(partial, ignore_errors=True)
-        cause = os.strerror(errno.ENOSPC) if _is_full(error) else str(error).splitlines()[0]
-        raise UserError(
-            f"{folder}: the checkpoint cannot be saved: {cause}. The previous one is whole; "
-            f"make room, then go on with resume={folder.parent.parent}"
-        ) from error
+        raise _not_saved(folder, folder.parent, error) from error
 
 
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or any(
-        words in str(error) for words in ("No space left", "os error 28", "file write failed", "unexpected pos")
-    )
+def _tensors(model: nn.Module, head: nn.Module) -> dict[str, Tensor]:
+    """Those of both, on the CPU."""
+    tensors = dict(model.state_dict())
+    tensors |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _not_saved(path: Path, checkpoints: Path, error: Exception) -> UserError:
+    cause, remedy = durable.cause_and_remedy(error)
+    before = any(os.path.isdir(checkpoints / name) for name in (LAST, BEST))
+    untouched = "what was saved before is untouched; " if before else ""
+    remedy = f"{remedy}, then go on with resume={checkpoints.parent}"
+    return UserError(f"{path}: cannot be saved: {cause}; {untouched}{remedy}")
 
 
-def _replace(partial: Path, folder: Path) -> None:
-    new, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("new", "old"))
-    left = repaired(folder)
-    if left is not None and left != folder:
-        left.rename(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    partial.rename(new)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def verify(folder: Path, files: Collection[str] = FILES) -> str | None:
+    """What is wrong with the checkpoint `folder`, in words: which file is missing, truncated or has changed.
 
-
-def find(source: str | Path, name: str = "best") -> Path:
-    """The checkpoint folder that `source` means: a checkpoint folder itself, or checkpoints/`name` of a run folder.
-
-    A run without `name` gives its last. Raises UserError.
+    None: it is whole, or was written by a version that kept no checksums.
     """
-    source = Path(source).expanduser()
-    if not source.exists():
-        raise UserError(f"{source}: no such run folder")
-    if (source / MODEL).is_file():
-        return source
-    for candidate in dict.fromkeys((name, "last")):
-        if (folder := repaired(source / "checkpoints" / candidate)) is not None:
+    if not durable.there(folder / MODEL):
+        return f"{MODEL} is missing"
+    return durable.verify(folder, files)
+
+
+def newest(run_folder: Path) -> Path | None:
+    """The checkpoint to go on from: the newest of a run that is whole; None: the run has none.
+
+    Each that is newer and damaged is warned of. Raises UserError where there are some and none is whole.
+    """
+    damaged: list[str] = []
+    for folder in _existing(run_folder / "checkpoints", (LAST, PREVIOUS, BEST)):
+        wrong = verify(folder)
+        if wrong is None:
+            for what in damaged:
+                log.warning("%s; %s is whole and is used instead", what, folder)
             return folder
-    raise UserError(f"{source}: holds no checkpoint ({MODEL} or checkpoints/{name}/{MODEL}); give a run folder")
+        damaged.append(f"{folder}: {wrong}")
+    if damaged:
+        raise UserError(
+            "\n".join([*damaged, f"{run_folder}: no checkpoint is whole; bring one back from a copy, or start anew"])
+        )
+    return None
+
+
+def settle(run_folder: Path, used: Path) -> None:
+    """Make `used`, which `newest` found, the run's `last`, and remove the damaged ones that are newer.
+
+    The next save then keeps it as `previous`, rather than a damaged one. The best stays what it is.
+    """
+    last = run_folder / "checkpoints" / LAST
+    if used == last:
+        durable.discard(durable.beside(last, "new"))
+    elif used == durable.beside(last, "new"):
+        durable.promote(last, last.with_name(PREVIOUS))
+    else:
+        for damaged in _existing(last.parent, (LAST, PREVIOUS)):
+            if damaged == used:
+                used.rename(last)
+                return
+            durable.discard(damaged)
+
+
+def _existing(checkpoints: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """Those of `names` that are there, with what a kill between the renames of `save` left, the newest first."""
+    for name in names:
+        folder = checkpoints / name
+        places = (durable.beside(folder, "new"), folder, durable.beside(folder, "old"))
+        yield from (place for place in places if durable.there(place) and place.is_dir())
 
 
 def repaired(folder: Path) -> Path | None:
     """`folder`, or what stands in for it where a kill fell between the renames of `save`; None: there is none."""
-    for candidate in (folder, folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")):
-        if (candidate / MODEL).is_file():
-            return candidate
-    return None
+    candidates = _existing(folder.parent, (folder.name,))
+    return next((candidate for candidate in candidates if durable.there(candidate / MODEL)), None)
+
+
+def find(source: str | Path, name: str = BEST) -> Path:
+    """The checkpoint folder that `source` means: a checkpoint folder itself, or checkpoints/`name` of a run folder.
+
+    A run without `name` gives its last. Raises UserError, also where the model in it is damaged.
+    """
+    source = Path(source).expanduser()
+    if not durable.there(source):
+        raise UserError(f"{source}: no such run folder")
+    if durable.there(source / MODEL) or durable.there(source / durable.SUMS):
+        return _whole(source)
+    for candidate in dict.fromkeys((name, LAST, PREVIOUS)):
+        if (folder := repaired(source / "checkpoints" / candidate)) is not None:
+            return _whole(folder)
+    raise UserError(f"{source}: holds no checkpoint ({MODEL} or checkpoints/{name}/{MODEL}); give a run folder")
+
+
+def _whole(folder: Path) -> Path:
+    """`folder`. Raises UserError where its model is damaged."""
+    wrong = verify(folder, PORTABLE)
+    if wrong is None:
+        return folder
+    others = (path for path in _existing(folder.parent, (BEST, LAST, PREVIOUS)) if path != folder)
+    other = next((path for path in others if verify(path, PORTABLE) is None), None)
+    remedy = f"{other} is whole: give that instead" if other else "bring the checkpoint back from a copy"
+    raise UserError(f"{folder}: {wrong}; {remedy}")
 
 
 def load_config(folder: Path) -> DictConfig:
@@ -120,14 +181,25 @@ def load_config(folder: Path) -> DictConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder}: has no {CONFIG}, so it is no run folder")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: cannot be read ({_first_line(error)}); bring it back from a copy") from error
+    if not isinstance(config, DictConfig) or "model" not in config:
+        raise UserError(f"{file}: holds no config of a run; bring it back from a copy")
     return config
 
 
 def load_labels(folder: Path) -> list[str]:
     """Names of the classes of the head, in the order of its outputs."""
-    return json.loads((folder / LABELS).read_text(encoding="utf-8"))
+    file = folder / LABELS
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({_first_line(error)}); bring it back from a copy") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{file}: holds no list of names; bring it back from a copy")
+    return labels
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -142,10 +214,17 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def load_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(tensors of the model, tensors of the head)."""
+    return _split(_load(folder / MODEL))
+
+
+def _load(file: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(folder / MODEL)
+        return load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder / MODEL}: cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{file}: cannot be read ({_first_line(error)})") from error
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
     head = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     return model, head
@@ -164,6 +243,52 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, wha
     if wrong:
         raise UserError(f"{where}: does not fit this {what}: {'; '.join(wrong[:5])}" + (" …" if len(wrong) > 5 else ""))
     module.load_state_dict(dict(tensors))
+
+
+def save_weights(folder: Path, step: int, model: nn.Module, head: nn.Module, keep: int) -> None:
+    """Write `folder`/step-<step>.safetensors for `average`, and remove all but the newest `keep`. Raises UserError."""
+    file = folder / f"step-{step:08d}.safetensors"
+    tensors = _tensors(model, head)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        durable.write(file, lambda partial: save_file(tensors, partial))
+        durable.prune(folder, _WEIGHTS, _weights(folder)[-keep:])
+    except _UNWRITTEN as error:
+        with suppress(OSError):  # what hindered the writing may hinder this, and the next pruning does it, too
+            durable.beside(file, "partial").unlink()
+        raise _not_saved(file, folder.parent, error) from error
+
+
+def drop_weights_after(folder: Path, step: int) -> None:
+    """Remove what `save_weights` wrote after `step`, for those steps are done again."""
+    if folder.is_dir():
+        kept = [file for file in _weights(folder) if int(file.stem.removeprefix("step-")) <= step]
+        durable.prune(folder, _WEIGHTS, kept)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_WEIGHTS))
+
+
+def average(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean of what `save_weights` wrote, computed in float64: (tensors of the model, tensors of the head).
+
+    Integers, as counts of batches, are those of the last file. Raises UserError, also where a file is damaged.
+    """
+    if not files:
+        raise UserError("no weights were kept that could be averaged; trainer.average_last=null does without")
+    sums: dict[str, Tensor] = {}
+    for file in files:
+        if (wrong := durable.verify_file(file)) is not None:
+            raise UserError(f"{file.parent}: {wrong}; delete that file and resume: the others are averaged")
+        tensors = _load(file)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if sums and shapes != {name: tensor.shape for name, tensor in sums.items()}:
+            raise UserError(f"{file}: has other tensors than {files[0]}; delete those of another model, then resume")
+        sums = {name: sums.get(name, 0) + tensor.double() for name, tensor in tensors.items()}
+    return _split(
+        {name: (sums[name] / len(files)).to(t.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    )
 
 
 def _first_line(error: Exception) -> str:
