@@ -10,6 +10,7 @@ COMMANDS = {
     "verify": "compare two recordings",
     "prepare": "list a corpus once, and convert it",
     "describe": "charts of a dataset: speakers, durations, levels",
+    "compare": "runs side by side, in a table and in wandb",
     "profile": "parameters, MACs, memory and speed of models",
 }
 

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -17,9 +15,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from spkexp import tracking
+from spkexp import wandb_run
 from spkexp.sections import Tracking
 from spkexp.tracking import Tracker
+from tests.wandb_tools import items, of_kind, records, wandb_of_its_own
 
 CONFIG = OmegaConf.create({"seed": 7, "trainer": {"epochs": 3}})
 VALIDATED = {"epoch": 1.5, "val": {"eer": 0.25, "min_dcf": {"0.01": 0.5}}}
@@ -89,67 +88,30 @@ def test_off_never_imports_wandb(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """wandb as on a machine that has never seen it: no key, no settings, and the test's own variables only."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    wandb.teardown()  # its settings are read once a process
-    yield monkeypatch
-    wandb.teardown()
-
-
-def records(folder: Path) -> list[Any]:
-    """The records of the one offline run below `folder`: LevelDB's log format after a header of 7 bytes.
-
-    https://github.com/google/leveldb/blob/main/doc/log_format.md: blocks of 32 KB hold pieces of (checksum: 4 bytes,
-    length: 2, kind: 1, data); kind 1 is a whole record, 2 the first, 3 a middle and 4 the last piece of one.
-    """
-    import wandb
-    from wandb.proto import wandb_internal_pb2
-
-    wandb.teardown()  # the end of the process: until then the last records may be on their way
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content, position, data, found = file.read_bytes(), 7, b"", []
-    while position + 7 <= len(content):
-        if (left := 32_768 - position % 32_768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        data += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            found.append(wandb_internal_pb2.Record.FromString(data))
-            data = b""
-    return found
-
-
-def items(entries: Any) -> dict[str, Any]:
-    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+    with wandb_of_its_own(tmp_path, monkeypatch):
+        yield monkeypatch
 
 
 def check_offline_run(folder: Path) -> None:
     """What `log_and_close` logged stands in the offline run."""
     found = records(folder)
-    history = [items(record.history.item) for record in found if record.WhichOneof("record_type") == "history"]
+    history = [items(history.item) for history in of_kind(found, "history")]
     measured = {"step": 40, "epoch": 1.5, "val/eer": 0.25, "val/min_dcf/0.01": 0.5}
     assert {key: value for key, value in history[0].items() if not key.startswith("_")} == measured
-    metrics = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
+    metrics = of_kind(found, "metric")
     assert "step" in [metric.name for metric in metrics]
     assert [metric.step_metric for metric in metrics if metric.glob_name == "*"] == ["step"]
-    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    (run,) = of_kind(found, "run")
     assert (run.project, run.run_group, list(run.tags), run.display_name) == ("spk", "encoders", ["a", "b"], "run ü")
+    assert run.job_type == "train"
+    assert (run.notes, items(run.config.update)["changed"]) == (
+        "seed=7 trainer.epochs=3",
+        {"seed": 7, "trainer.epochs": 3},
+    )
     assert {"seed": 7, "trainer": {"epochs": 3}}.items() <= items(run.config.update).items()
     summary: dict[str, Any] = {}
-    for record in found:
-        if record.WhichOneof("record_type") == "summary":
-            summary |= items(record.summary.update)
+    for record in of_kind(found, "summary"):
+        summary |= items(record.update)
     assert summary["trials/val/eer"] == 0.125
 
 
@@ -185,7 +147,7 @@ def listening() -> socket.socket:
 
 
 def check_fell_back(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "spkexp.tracking"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "spkexp.wandb_run"]
     assert warning.startswith("tracking: wandb goes on offline: ")
     assert reason in warning
     assert warning.endswith(f"`wandb sync {folder}/wandb/offline-run-*` uploads it later")
@@ -253,7 +215,7 @@ def test_online_where_the_server_falls_silent_after_the_key(
     tmp_path: Path, own_wandb: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    own_wandb.setattr(tracking, "INIT_SECONDS", 1.0)
+    own_wandb.setattr(wandb_run, "INIT_SECONDS", 1.0)
     own_wandb.setenv("WANDB_API_KEY", "0" * 40)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sulking)
     server.daemon_threads = True

@@ -1,0 +1,279 @@
+"""Runs side by side: the ranking, what differs, the unfinished; and the workspace that wandb gets of them."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from spkexp import compare
+from spkexp.compose import compose_config
+from spkexp.errors import UserError
+from spkexp.records import Record, Ticket
+from spkexp.report import dashboard
+from spkexp.report.comparison import comparison, comparison_table, read_runs
+from tests.wandb_server import WandbServer, wandb_server
+from tests.wandb_tools import wandb_of_its_own
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def entry(eer: float) -> dict[str, Any]:
+    return {"num_trials": 9, "eer": eer, "eer_ci95": [eer - 0.01, eer + 0.01], "min_dcf": {"0.01": 0.5, "0.05": 0.25}}
+
+
+def make_run(folder: Path, overrides: list[str], trials: dict[str, Any] | None) -> Path:
+    folder.mkdir(parents=True)
+    OmegaConf.save(compose_config(overrides), folder / "config.yaml")
+    if trials is not None:
+        results = {"model": "m", "parameters": 1_500_000, "utterances_per_second": 40.4, "trials": trials}
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A worse run, a better one of another model, and one that was killed."""
+    root = tmp_path_factory.mktemp("three ü")
+    tracked = ["tracking.wandb=offline", "tracking.project=spk", "tracking.entity=me"]
+    return [
+        make_run(root / "120000-ecapa_small-synthetic-00aa", [*tracked, "seed=1"], {"test": entry(0.2)}),
+        make_run(root / "best", [*tracked, "model=xvector", "trainer.epochs=9"], {"test": entry(0.1)}),
+        make_run(root / "killed", [*tracked, "seed=2"], None),
+    ]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spkexp compare", *map(str, arguments)])
+        code = 0
+        try:
+            compare.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_best_first_and_the_unfinished_named(three: list[Path], command: Command) -> None:
+    code, out, err = command(*three)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "test: 3 runs"
+    assert max(len(line) for line in lines if str(three[2]) not in line) <= 80
+    words = [line.split() for line in lines]
+    best, best_differs = (row for row in words if row[:1] == ["best"])
+    assert best[:7] == ["best", "10.00", "9.00–11.00", "0.500", "0.250", "1.50", "40"]
+    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", "00aa"])
+    assert other[2:4] == ["20.00", "19.00–21.00"]
+    assert words.index(best) < words.index(other)
+    assert f"{three[2]}: unfinished, no results" in lines
+    # Keys of the model's own file are no difference: its name is.
+    assert sorted(best_differs[1:]) == ["model=xvector,", "seed=0,", "trainer.epochs=9"]
+    assert sorted(other_differs[2:]) == ["model=ecapa_small,", "seed=1,", "trainer.epochs=5"]
+
+
+def test_what_differs_is_said_of_every_run(three: list[Path]) -> None:
+    compared = comparison(read_runs(three))
+    assert compared.trials == "test"
+    assert sorted(compared.differing) == ["model", "seed", "trainer.epochs"]
+    assert [compared.differences(run) for run in compared.runs] == [
+        {"seed": 0, "model": "xvector", "trainer.epochs": 9},
+        {"seed": 1, "model": "ecapa_small", "trainer.epochs": 5},
+        {"seed": 2, "model": "ecapa_small", "trainer.epochs": 5},
+    ]
+
+
+def test_the_list_to_rank_by(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", [], {"val": entry(0.3), "vox-o": entry(0.1)})
+    b = make_run(tmp_path / "b", [], {"val": entry(0.2), "blind": {"num_trials": 3}})
+    runs = read_runs([a, b, a])
+    assert len(runs) == 2
+    assert comparison(runs).trials == "val"
+    assert [run.name for run in comparison(runs).runs] == ["b", "a"]
+    compared = comparison(runs, "vox-o")
+    assert [run.name for run in compared.runs] == ["a", "b"]
+    assert f"{b}: no error rate for vox-o; it has val, blind" in comparison_table(compared)
+    with pytest.raises(UserError, match="trials=test: no run has such a list; there are val, vox-o"):
+        comparison(runs, "test")
+
+
+def test_classifiers_are_ranked_by_accuracy(tmp_path: Path) -> None:
+    def answers(accuracy: float) -> dict[str, Any]:
+        return {"test": {"accuracy": accuracy, "accuracy_ci95": None, "macro_f1": 0.5, "classes": {}}}
+
+    runs = read_runs([make_run(tmp_path / name, [], answers(a)) for name, a in (("x", 0.25), ("y", 0.75))])
+    table = comparison_table(comparison(runs))
+    assert [line.split()[:3] for line in table.splitlines() if line[:3] in (" x ", " y ")] == [
+        ["y", "75.00", "50.00"],
+        ["x", "25.00", "50.00"],
+    ]
+    view = json.dumps(dashboard.definition(dashboard.workspace(comparison(runs), "me", "p", everything=True)))
+    assert "trials/test/accuracy" in view
+    assert "/eer" not in view
+
+
+def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> None:
+    sweep = tmp_path / "sweep-1"
+    sweep.mkdir()
+    good = make_run(tmp_path / "good", ["seed=1"], {"test": entry(0.2)})
+    half = make_run(tmp_path / "half", ["seed=2"], None)
+    Ticket("s", [], "h", 1, True, None).write(sweep)
+    places = [("finished", str(good)), ("pruned", str(half)), ("failed", None), ("finished", "/gone/run")]
+    for number, (status, place) in enumerate(places):
+        record = Record(number, [f"seed={number}"], status, None, place, None, 1.0, "s", "h", 1)
+        record.write(sweep)
+    code, out, _ = command(sweep)
+    assert code == 0
+    assert out.startswith("test: 4 runs")
+    assert [line for line in out.splitlines() if "no results" in line] == [
+        f"{half}: pruned, no results",
+        "seed=2: failed, no results",
+        "seed=3: no folder /gone/run here, no results",
+    ]
+    (sweep / "0123456789ab.json").write_text(json.dumps({**asdict(record), "more": 1}))
+    code, _, err = command(sweep)
+    assert code == 2
+    assert "sweep-1: a record of a job in it cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "neither a run folder (no config.yaml) nor the folder of a sweep (no sweep.json)"),
+        ({"config.yaml": "a: ["}, "config.yaml: cannot be read"),
+        ({"config.yaml": "- 1"}, "config.yaml: no config of a run"),
+        ({"config.yaml": "a: ${b}"}, "config.yaml: cannot be read"),
+        ({"config.yaml": "a: 1", "results.json": "{"}, "results.json: cannot be read"),
+        ({"config.yaml": "a: 1", "results.json": "[]"}, "results.json: no results of a run: it has no trials"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path: Path, command: Command, content: dict[str, str], expected: str) -> None:
+    (tmp_path / "x").mkdir()
+    for name, text in content.items():
+        (tmp_path / "x" / name).write_text(text)
+    code, _, err = command(tmp_path / "x")
+    assert code == 2
+    assert expected in err
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("nowhere")[::2] == (
+        2,
+        "spkexp: nowhere: no such folder; RUN is a run folder, or the folder of a sweep\n",
+    )
+    assert "--wnadb: no such option; there is --wandb" in command("--wnadb")[2]
+    assert "output: only with --wandb" in command("output=x.json")[2]
+    assert "no runs below" in command()[2]
+    assert "SYNOPSIS" in command("--help")[1]
+    assert max(map(len, compare.HELP.splitlines())) <= 80
+    make_run(tmp_path / "runs" / "2026-01-01" / "a", [], {"test": entry(0.2)})
+    assert command()[1].startswith("test: 1 run")
+    assert "none of the runs is in wandb" in command("--wandb")[2]
+
+
+@pytest.fixture
+def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    with wandb_of_its_own(tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield monkeypatch
+
+
+@pytest.fixture
+def server(own_wandb: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with wandb_server() as running:
+        own_wandb.setenv("WANDB_BASE_URL", running.url)
+        yield running
+
+
+def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in sections}
+
+
+def test_the_workspace_is_saved(three: list[Path], tmp_path: Path, command: Command, server: WandbServer) -> None:
+    code, out, err = command(*three, "--wandb", f"output={tmp_path / 'view.json'}")
+    assert (code, err) == (0, "")
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"], view["type"]) == ("me", "spk", "project-view")
+    assert view["displayName"] == "spkexp: 3 runs"
+    assert out.splitlines()[-1].startswith("workspace: ")
+    assert "/me/spk?nw=" in out
+    spec = json.loads(view["spec"])
+    (runs,) = spec["section"]["runSets"]
+    (scope,) = runs["filters"]["filters"]
+    assert (scope["key"]["name"], scope["op"]) == ("displayName", "IN")
+    assert sorted(scope["value"]) == sorted(run.name for run in three)
+    found = panels(spec)
+    curves = [panel["config"] for panel in found["Training"]]
+    assert {(c["xAxis"], *c["metrics"]) for c in curves} == {
+        ("step", metric)
+        for metric in (
+            "train/loss", "train/accuracy", "lr", "train/grad_norm", "train/utterances_per_second", "train/data_wait",
+        )
+    }  # fmt: skip
+    verified = [metric for panel in found["Verification"] for metric in panel["config"].get("metrics", [])]
+    assert verified == ["val/eer", "val/min_dcf/0.01", "val/min_dcf/0.05", "trials/test/eer"]
+    by_kind = {panel["viewType"]: panel["config"] for panel in found["Models and hyper-parameters"]}
+    groups = [p["config"].get("groupBy") for p in found["Models and hyper-parameters"] if p["viewType"] == "Bar Chart"]
+    assert groups == ["names.value.model", "group"]
+    axes = [column["accessor"] for column in by_kind["Parallel Coordinates Plot"]["columns"]]
+    assert sorted(axes[:-1]) == ["config:names.value.model", "config:seed.value", "config:trainer.value.epochs"]
+    assert axes[-1] == "summary:trials/test/eer"
+    assert by_kind["Parameter Importance"]["targetKey"] == "trials/test/eer"
+    assert by_kind["Scatter Plot"]["xAxis"] == "summary:parameters"
+    assert by_kind["Run Comparer"]["diffOnly"] == "split"
+
+    written = json.loads((tmp_path / "view.json").read_text())
+    assert (written["entity"], written["project"], written["name"]) == ("me", "spk", "spkexp: 3 runs")
+    assert {name: len(p) for name, p in panels(written["spec"]).items()} == {n: len(p) for n, p in found.items()}
+
+
+def test_groups_of_a_sweep_and_the_whole_project(
+    tmp_path: Path, command: Command, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["tracking.wandb=online", "tracking.group=sweep-7", "tracking.project=p"]
+    run = make_run(tmp_path / "runs" / "day" / "a", overrides, {"test": entry(0.2)})
+    monkeypatch.chdir(tmp_path)
+    assert command(run, "--wandb")[0] == 0
+    assert command("--wandb")[0] == 0
+    of_group, of_all = server.views
+    assert of_group["entityName"] == "me"  # of the login, for the run names none
+    filters = [json.loads(view["spec"])["section"]["runSets"][0]["filters"]["filters"] for view in server.views]
+    assert [(f["key"]["name"], f["value"]) for f in filters[0]] == [("group", ["sweep-7"])]
+    assert filters[1] == []
+    assert (of_group["displayName"], of_all["displayName"]) == ("spkexp: Runs of sweep-7", "spkexp: all runs")
+    make_run(tmp_path / "runs" / "day" / "b", ["tracking.wandb=online", "tracking.project=q"], None)
+    assert "the runs are in several projects (p, q)" in command("--wandb")[2]
+
+
+def test_without_a_network_or_an_answer_it_ends_soon(
+    three: list[Path], tmp_path: Path, command: Command, server: WandbServer, own_wandb: pytest.MonkeyPatch
+) -> None:
+    own_wandb.setattr(dashboard, "SAVE_SECONDS", 1.0)
+    import wandb
+
+    assert wandb.login(prompt=False)  # the key is known to be good, and then the server falls silent
+    server.silent.set()
+    begin = time.monotonic()
+    code, out, err = command(three[0], "--wandb")
+    assert code == 2
+    assert out.startswith("test: 1 run")
+    assert "--wandb: " in err
+    wandb.teardown()
+    own_wandb.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    code, _, err = command(three[0], "--wandb", f"output={tmp_path / 'view.json'}")
+    assert code == 2
+    assert "--wandb: 127.0.0.1 cannot be reached" in err
+    assert "output=FILE.json writes the definition without wandb" in err
+    assert json.loads((tmp_path / "view.json").read_text())["project"] == "spk"
+    assert time.monotonic() - begin < 15
