@@ -13,15 +13,12 @@ from spkexp import distributed
 from spkexp.data.dataset import Bad, Batch
 from spkexp.data.utterances import Strings
 from spkexp.errors import UserError
+from spkexp.non_finite import NotFinite
 from spkexp.step import StepOutput
 
 log = logging.getLogger(__name__)
 
 LOGGED = 5  # recordings of the augmentation that a process names one by one
-
-
-class NotFinite(UserError):
-    """The loss or the gradient became NaN or infinite; the message names the utterances."""
 
 
 @dataclass
@@ -84,6 +81,13 @@ class Meter:
         self._utterances += sum(len(batch.item) for batch, _ in parts) * distributed.world_size()
         return seconds
 
+    def left_out(self) -> float:
+        """A step that is not to be counted is over; returns the seconds it took."""
+        now = time.monotonic()
+        seconds, self._latest = now - self._latest, now
+        self._seconds += seconds
+        return seconds
+
     def flush(self) -> None:
         """Read what is still pending. Raises NotFinite."""
         self._settle(keep=0)
@@ -112,12 +116,16 @@ class Meter:
         if not finite.all():  # one wait for the device, not one a tensor
             self._raise(self._newest, f"{list(state)[int(finite.int().argmin())]} is not finite any more")
 
+    def utterances(self, items: list[Tensor]) -> str:
+        """Names of utterances, the first few, for a message."""
+        names = [self._ids[item] for item in torch.cat(items).tolist()]
+        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
     def _raise(self, entry: _Pending, what: str) -> None:
-        names = [self._ids[item] for item in torch.cat(entry.items).tolist()]
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise NotFinite(
-            f"step {entry.step}: {what}, with the utterances {shown}; a lower trainer.optimizer.lr, "
-            "trainer.precision=fp32 or trainer.clip_norm help most often"
+            f"step {entry.step}: {what}, with the utterances {self.utterances(entry.items)}; a lower "
+            "trainer.optimizer.lr, trainer.precision=fp32 or trainer.clip_norm help most often; trainer.on_nan=skip "
+            "leaves such steps out"
         )
 
     def report(self) -> dict[str, float]:

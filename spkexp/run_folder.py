@@ -3,32 +3,99 @@
 import json
 import os
 import platform
-import secrets
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from spkexp import distributed
 from spkexp.errors import UserError
+from spkexp.lock import hold
+from spkexp.resume import AUTO, fingerprint, last_run
+
+RESULTS = "results.json"
+
+
+class Place(NamedTuple):
+    """Where a run is to be: whether there is one already to go on with, and whether that one is at its end."""
+
+    folder: Path
+    resumed: bool
+    finished: bool
+
+
+@contextmanager
+def opened(cfg: DictConfig, resumed: bool) -> Iterator[Place]:
+    """The run's folder, the same in every process, which nobody else writes to meanwhile. Raises UserError in all.
+
+    resumed: cfg.run_dir is the folder of a run to go on with. Otherwise it is that of an earlier attempt of the same
+    launch, or with resume=auto the last run of this config, if there is one, else a new folder.
+    """
+    with ExitStack() as held:
+
+        def find() -> Place:
+            place = _find(cfg, resumed)
+            held.enter_context(hold(place.folder))
+            return place
+
+        place = distributed.decided_by_main(find)
+        distributed.remember(_KEY, str(place.folder))
+        yield place
+
+
+_KEY = "run folder"
+
+
+def _find(cfg: DictConfig, resumed: bool) -> Place:
+    own = Path(cfg.run_dir) if resumed else None
+    if (before := distributed.recall(_KEY)) and Path(before, "config.yaml").is_file():
+        own = Path(before)
+    elif cfg.resume == AUTO:
+        own = last_run(cfg)
+    if own is None:
+        return Place(create(cfg), False, False)
+    return Place(own, True, not resumed and _is_finished(own))
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the run came to its end: `evaluate` writes results, too, but none of the training."""
+    try:
+        return "train_seconds" in json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
 
 
 def create(cfg: DictConfig) -> Path:
     """Make the run folder: cfg.run_dir, or runs/<date>/<time>-<model>-<data>-<id> below the current folder.
 
-    Raises UserError where it exists with something in it, or cannot be made.
+    id is the fingerprint of the config, by which resume=auto finds the run. Raises UserError where the folder exists
+    with something in it, or cannot be made.
     """
     if cfg.run_dir is not None:
-        folder = Path(cfg.run_dir).expanduser()
-    else:
+        return _create(Path(cfg.run_dir).expanduser(), cfg)
+    while True:
         now = datetime.now()
-        name = f"{now:%H%M%S}-{cfg.names.model}-{cfg.names.data}-{secrets.token_hex(2)}"
-        folder = Path("runs", f"{now:%Y-%m-%d}", name)
-    taken = UserError(
+        name = f"{now:%H%M%S}-{cfg.names.model}-{cfg.names.data}-{fingerprint(cfg)}"
+        try:
+            return _create(Path("runs", f"{now:%Y-%m-%d}", name), cfg)
+        except Taken:  # the same config was started twice in a second
+            time.sleep(1.0 - datetime.now().microsecond / 1e6)
+
+
+class Taken(UserError):
+    """A run folder has something in it already."""
+
+
+def _create(folder: Path, cfg: DictConfig) -> Path:
+    taken = Taken(
         f"run_dir: {folder} exists and is not empty; resume={folder} goes on with a run that is there, "
         "else choose another run_dir"
     )
@@ -72,15 +139,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def record_environment(folder: Path) -> None:
+def record_environment(folder: Path, cfg: DictConfig) -> None:
     """Write environment.json; each later start of the same run is appended to its "resumed"."""
     file = folder / "environment.json"
     now = environment()
-    if file.exists():
+    try:
         first = json.loads(file.read_text(encoding="utf-8"))
-        write_json(file, first | {"resumed": [*first.get("resumed", []), now]})
+    except (OSError, json.JSONDecodeError):  # the first start, or one that was killed in it
+        write_json(file, {"config": fingerprint(cfg), **now})
     else:
-        write_json(file, now)
+        write_json(file, first | {"resumed": [*first.get("resumed", []), now]})
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

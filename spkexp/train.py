@@ -1,14 +1,17 @@
 """`python -m spkexp.train`: train an encoder, choose the best checkpoint on the validation trials, report."""
 
+import os
 import pkgutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from spkexp import sweep
 from spkexp.cli import hydra_command, set_up_logging
-from spkexp.resume import config_to_resume
+from spkexp.errors import ConfigError
+from spkexp.outcome import Outcome
+from spkexp.resume import AUTO, NEVER, config_to_resume
 
 # A run is evaluated and resumed from wherever its user stands then.
 PATHS = (
@@ -44,27 +47,41 @@ def _with_absolute_roots(node: Any) -> None:
                 _with_absolute_roots(node[key])
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> None:
-    """One run, from config to results.json; under torchrun, this process's part of it."""
-    resumed = cfg.resume is not None
+def train(cfg: DictConfig, overrides: list[str]) -> Outcome | None:
+    """One run, from config to results.json: in this process, under torchrun this process's part of it, or in
+    trainer.nproc processes that are started here."""
+    resumed = cfg.resume not in (None, AUTO, NEVER)
+    launched = "RANK" in os.environ
+    if launched and cfg.trainer.nproc is not None:
+        raise ConfigError(["trainer.nproc: torchrun starts the processes already; leave one of the two out"])
     if resumed:
         cfg = config_to_resume(cfg.resume, overrides)
     cfg = with_absolute_paths(cfg)
+    if cfg.trainer.nproc is None or launched:
+        return run(cfg, resumed)
+    from spkexp import launch
+
+    return launch.run(cfg, resumed)
+
+
+def run(cfg: DictConfig, resumed: bool) -> Outcome:
+    """This process's part of a run. resumed: cfg.run_dir is the folder of a run to go on with."""
     # torch takes seconds to import: only now that the config is known to be right.
     from spkexp import distributed
 
     set_up_logging()
-    with distributed.processes(cfg.trainer.device) as device:
-        from spkexp.experiment import Experiment
+    with distributed.processes(cfg.trainer.device, cfg.trainer.timeout_minutes) as device:
+        from spkexp.experiment import run_experiment
         from spkexp.interrupt import Stopped
 
         try:
-            Experiment(cfg, device, resumed).run()
-        except Stopped as stopped:
-            sys.exit(128 + stopped.signal)
+            return run_experiment(cfg, device, resumed)
+        except Stopped as error:
+            stopped = error
+    return stopped.leave()
 
 
-main = hydra_command(train)
+main = hydra_command(train, sweep)
 
 if __name__ == "__main__":
     main()

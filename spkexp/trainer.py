@@ -4,32 +4,43 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spkexp import checkpoint, distributed
+from spkexp import batch_memory, checkpoint, distributed
+from spkexp.averages import MovingAverage
 from spkexp.counter import torch_seed
 from spkexp.data.dataset import Batch
-from spkexp.errors import UserError
+from spkexp.data.supply import Supply
 from spkexp.interrupt import StopRequest
 from spkexp.meter import BadFiles, Meter
+from spkexp.non_finite import MAX_ROLLBACKS, Guard, NotFinite
+from spkexp.parameter_groups import Freezing
+from spkexp.position import Position
 from spkexp.progress import TrainingProgress
+from spkexp.pruning import Pruning
+from spkexp.savepoint import Origin, Savepoints
 from spkexp.scoring.extract import Interrupted
 from spkexp.sections import Trainer as Settings
 from spkexp.step import StepOutput, TrainStep
+from spkexp.step_trace import StepTrace
 from spkexp.tracking import Tracker
+from spkexp.validation import Measure, Validation, criterion
+from spkexp.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Pruned(Exception):
+    """The hyper-parameter search that a run belongs to has no use for it any more."""
+
+
 class Trainer:
-    """Trains `train_step`, validates and saves. Its whole position is `step`, the optimizer steps done.
+    """Trains `train_step`, validates and saves.
 
     batches: the batches from a step on; validate: the metrics of the validation trials, None where there are none.
     """
@@ -39,68 +50,103 @@ class Trainer:
         train_step: TrainStep,
         optimizer: Optimizer,
         schedule: Callable[[int], float],
+        freezing: Freezing,
         batches: Callable[[int], Iterator[Batch]],
-        validate: Callable[[Callable[[], bool]], dict[str, Any]] | None,
+        validate: Measure | None,
         settings: Settings,
+        seed: int,
         meter: Meter,
         bad_files: BadFiles,
         tracker: Tracker,
-        config: DictConfig,
-        labels: list[str],
-        data_digest: str,
-        bank_digests: dict[str, str],
+        pruning: Pruning,
+        origin: Origin,
         folder: Path,
         device: torch.device,
-        steps_per_epoch: int,
-        total_steps: int,
     ) -> None:
-        self.train_step, self.optimizer, self.schedule = train_step, optimizer, schedule
-        self.batches, self.validate, self.settings = batches, validate, settings
-        self.meter, self.bad_files, self.tracker = meter, bad_files, tracker
-        self.config, self.labels, self.folder, self.device = config, labels, folder, device
-        self.data_digest, self.bank_digests = data_digest, bank_digests
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.train_step, self.optimizer, self.schedule, self.freezing = train_step, optimizer, schedule, freezing
+        self.batches, self.settings, self.seed = batches, settings, seed
+        self.meter, self.bad_files, self.tracker, self.pruning = meter, bad_files, tracker, pruning
+        self.origin, self.folder, self.device = origin, folder, device
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.step = 0
-        self.validated = 0  # the step that was validated last
-        self.best: dict[str, float] = {}  # step of the best checkpoint and the value, lower is better, that made it so
-        self.seconds = 0.0  # spent in steps
+        self.average = MovingAverage(train_step, settings.ema) if settings.ema is not None else None
+        self.guard = Guard(settings.on_nan, train_step)
+        self.position = Position()
+        self.savepoints = Savepoints(
+            folder, origin, train_step, optimizer, self.scaler, self.average, bad_files, self.position
+        )
+        self.validation = Validation(
+            validate,
+            train_step,
+            self.average,
+            self.savepoints,
+            settings,
+            meter,
+            origin.steps_per_epoch,
+            origin.total_steps,
+        )
+        self.watchdog = Watchdog(settings.timeout_minutes, folder)
         self._saved: tuple[int, int] | None = None  # (step, validated) of the last checkpoint
         self._saved_at = time.monotonic()
 
     def fit(self) -> None:
-        """Train from `step` to `total_steps`. Raises Stopped, with everything saved, where a signal asked for it."""
-        module = distributed.wrap(self.train_step)
-        source = self.batches(self.step)
+        """Train to the end. Raises Stopped, with everything saved, where a signal asked for it, and Pruned."""
+        position, settings = self.position, self.settings
+        self._first_step = position.step
+        module = self._wrapped()
+        source = Supply(self._parts)
         self.meter.resume_clock()
-        with StopRequest() as stop, TrainingProgress(self.step, self.total_steps) as progress:
+        trace = StepTrace(settings.profile, self.folder / "profile", self.device)
+        with (
+            StopRequest() as stop,
+            TrainingProgress(position.step, self.origin.total_steps) as progress,
+            self.watchdog,
+            trace,
+        ):
             while True:
                 stopping, late, unusable = distributed.any_of(stop(), self._is_late(), self.bad_files.pending)
                 if unusable:
                     self.bad_files.settle()
-                if self._validation_due():
+                if self.validation.due():
                     self._save()
                     self._validate(stop)
                 if stopping or late or self._save_due():
                     self._save()
                 if stopping:
                     raise stop.stopped()
-                if self.step == self.total_steps:
+                if self.validation.finished():
                     return
-                self.seconds += self._one_step(module, source)
-                progress.update(self.step, self._line())
-                if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
+                if self.freezing.apply(position.step):
+                    module = self._wrapped()
+                with batch_memory.explained(settings):
+                    position.seconds += self._one_step(module, source)
+                trace.step()
+                self.watchdog.beat(f"step {position.step}")
+                progress.update(position.step, self._line())
+                if position.step % settings.log_every == 0 or position.step == self.origin.total_steps:
                     self._report()
+
+    def _wrapped(self) -> nn.Module:
+        self.freezing.apply(self.position.step)
+        return distributed.wrap(self.train_step, static_graph=self.settings.static_graph)
+
+    def _parts(self, given: int) -> Iterator[Batch]:
+        """The parts of batches from the `given`th on, counted from the step that `fit` began at."""
+        steps, parts = divmod(given, self.settings.accumulate)
+        source = self.batches(self._first_step + steps)
+        for _ in range(parts):
+            next(source)
+        return source
 
     def _one_step(self, module: nn.Module, source: Iterator[Batch]) -> float:
         """One optimizer step, a function of the weights and of (seed, step) alone; returns its seconds."""
-        settings = self.settings
+        settings, position = self.settings, self.position
         # Dropout draws from torch's generator: it starts from the position, so a resumed run draws the same.
-        torch.manual_seed(torch_seed(self.config.seed, self.step, distributed.rank()))
+        torch.manual_seed(torch_seed(self.seed, position.step, distributed.rank()))
         for group, rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = rate * self.schedule(self.step)
+            group["lr"] = rate * self.schedule(position.step)
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.remember()
         parts = []
         for index in range(settings.accumulate):
             batch = self.meter.wait(source)
@@ -109,58 +155,88 @@ class Trainer:
                 output = self._forward(module, batch)
                 self.scaler.scale(output.loss / settings.accumulate).backward()
             parts.append((batch, output))
-        norm = None
-        if settings.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.train_step.parameters(), settings.clip_norm)
+        norm = self._clip()
+        if self.guard.spoilt([output.loss for _, output in parts], norm):
+            if self.scaler.is_enabled():
+                self.scaler.update()
+            self._leave_out([batch.item for batch, _ in parts])
+            return self.meter.left_out()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
-        # With fp16 an overflow is the scaler's business: it leaves the step out and scales less.
-        return self.meter.record(self.step, parts, None if self.scaler.is_enabled() else norm)
+        if self.average:
+            self.average.update()
+        position.step += 1
+        return self.meter.record(position.step, parts, norm)
 
     def _forward(self, module: nn.Module, batch: Batch) -> StepOutput:
         dtype = _AUTOCAST[self.settings.precision]
         waveform, label = (tensor.to(self.device, non_blocking=True) for tensor in (batch.waveform, batch.label))
         # Lengths stay on the CPU: whether masks are needed is then known without waiting for the device.
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return module(waveform, batch.lengths, label, batch.key, batch.material, step=self.step)
+            return module(waveform, batch.lengths, label, batch.key, batch.material, step=self.position.step)
 
-    def _validation_due(self) -> bool:
-        every = self.settings.validate_every * self.steps_per_epoch
-        at_end = self.step == self.total_steps
-        return self.validate is not None and self.step > self.validated and (self.step % every == 0 or at_end)
+    def _clip(self) -> Tensor | None:
+        """The gradient's norm, before it is limited; None where nobody asks for it.
+
+        With fp16 an overflow is the scaler's business: it leaves the step out and scales less.
+        """
+        limit = self.settings.clip_norm
+        if limit is None and not self.guard.looks:
+            return None
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.train_step.parameters(), float("inf") if limit is None else limit)
+        return None if self.scaler.is_enabled() else norm
+
+    def _leave_out(self, items: list[Tensor]) -> None:
+        """Go past a spoilt step, without an update, or with the weights of the last checkpoint."""
+        position, bad = self.position, self.position.step
+        shown = self.meter.utterances(items)
+        skipped, rollbacks = position.skipped_steps + 1, position.rollbacks
+        if self.settings.on_nan == "skip":
+            log.warning("step %d left out: loss or gradient not finite, with the utterances %s", bad + 1, shown)
+        elif rollbacks >= MAX_ROLLBACKS:
+            raise NotFinite(
+                f"trainer.on_nan=rollback: step {bad + 1} is not finite, after {MAX_ROLLBACKS} rollbacks; a lower "
+                "trainer.optimizer.lr, trainer.precision=fp32 or trainer.clip_norm help most often"
+            )
+        else:
+            rollbacks += 1
+            files = self.bad_files.state()  # those found since are not found again
+            last = distributed.decided_by_main(lambda: checkpoint.newest(self.folder))
+            assert last is not None  # one was saved before the first step
+            self.savepoints.load(last)
+            self.bad_files.load(files)
+            log.warning(
+                "step %d: loss or gradient not finite, with the utterances %s; the weights are those of step %d again, "
+                "the data goes on (rollback %d)",
+                bad + 1, shown, position.step, rollbacks,
+            )  # fmt: skip
+        position.step, position.skipped_steps, position.rollbacks = bad + 1, skipped, rollbacks
 
     def _validate(self, stop: StopRequest) -> None:
-        assert self.validate is not None
-        distributed.share_buffers(self.train_step)
+        """Raises Stopped, and Pruned where the search that this run belongs to has no use for it."""
+        step = self.position.step
+
+        def should_stop() -> bool:
+            self.watchdog.beat(f"validation after step {step}")
+            return stop()
+
         try:
-            metrics = self.validate(stop)
+            found = self.validation.run(should_stop)
         except Interrupted:  # the weights are saved; the resumed run validates first
             raise stop.stopped() from None
-        self.validated = self.step
-        shown, value = criterion(metrics)
-        better = value < self.best.get("value", float("inf"))
-        if better:
-            self.best = {"step": self.step, "value": value}
-        self.tracker.log(self.step, {"epoch": self.epoch, "seconds": round(self.seconds, 3), "val": metrics})
-        log.info(
-            "epoch %g  val %s%s  loss %.3f  %.0f utt/s  %.0f s",
-            self.epoch,
-            shown,
-            " (best)" if better else "",
-            self.meter.latest()["loss"],
-            self.meter.latest()["utterances_per_second"],
-            self.seconds,
-        )
-        if better:  # before `last`, so that a kill in between only makes the resumed run validate again
-            self._write("best")
+        self.tracker.log(step, {"epoch": self.epoch, "seconds": round(self.position.seconds, 3), **found})
         self._save()
+        # One process asks for all: they must not disagree.
+        epoch = max(1, round(self.epoch))
+        prune = "val" in found and distributed.is_main() and self.pruning.report(epoch, criterion(found["val"])[1])
+        if distributed.any_of(prune)[0]:
+            raise Pruned
         self.meter.resume_clock()
 
     @property
     def epoch(self) -> float:
-        return round(self.step / self.steps_per_epoch, 3)
+        return round(self.position.step / self.origin.steps_per_epoch, 3)
 
     def _line(self) -> str:
         """Loss, rate and speed, for the progress bar. A starving loader must be seen."""
@@ -172,86 +248,34 @@ class Trainer:
         )
 
     def _report(self) -> None:
-        margin = self.train_step.head.margin_at(self.step - 1)
+        position = self.position
+        margin = self.train_step.head.margin_at(position.step - 1)
         rates = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"], "margin": margin}
-        self.tracker.log(self.step, {**rates, "train": self.meter.report()})
+        counts = {"skipped_steps": position.skipped_steps} if self.guard.looks else {}
+        self.tracker.log(position.step, {**rates, **counts, "train": self.meter.report()})
 
     def _is_late(self) -> bool:
         minutes = self.settings.checkpoint_minutes
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _save_due(self) -> bool:
-        every = self.settings.checkpoint_steps
-        return self.step == self.total_steps or (every is not None and self.step > 0 and self.step % every == 0)
+        step, every = self.position.step, self.settings.checkpoint_steps
+        # A rollback needs something to go back to.
+        first = step == 0 and self.settings.on_nan == "rollback"
+        return first or step == self.origin.total_steps or (every is not None and step > 0 and step % every == 0)
 
     def _save(self) -> None:
         """Write checkpoints/last, unless it holds this very state already."""
-        if self._saved != (self.step, self.validated):
-            self._write("last")
-            self._saved, self._saved_at = (self.step, self.validated), time.monotonic()
+        now = (self.position.step, self.position.validated)
+        if self._saved != now:
+            self.meter.flush()  # raises before weights that are not finite replace good ones, as does the next line
+            self.meter.check_finite(self.train_step)
+            self.savepoints.write("last")
+            self.watchdog.beat(f"checkpoint of step {self.position.step}")
+            self._saved, self._saved_at = now, time.monotonic()
             self.meter.resume_clock()
-
-    def _write(self, name: str) -> None:
-        self.meter.flush()  # raises before weights that are not finite replace good ones, as does the next line
-        self.meter.check_finite(self.train_step)
-        if not distributed.is_main():
-            return
-        state = {
-            "step": self.step,
-            "data_digest": self.data_digest,
-            "bank_digests": self.bank_digests,
-            "steps_per_epoch": self.steps_per_epoch,
-            "validated": self.validated,
-            "best": self.best,
-            "seconds": self.seconds,
-            "bad_files": self.bad_files.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        folder = self.folder / "checkpoints" / name
-        checkpoint.save(folder, self.train_step.model, self.train_step.head, self.config, self.labels, state)
 
     def load(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`. Raises UserError where its position means nothing for this run."""
-        state = checkpoint.load_state(folder)
-        if (state["data_digest"], state["steps_per_epoch"]) != (self.data_digest, self.steps_per_epoch):
-            raise UserError(
-                f"resume: the training utterances are not those that {folder} was trained on (other ids, speakers or "
-                "order), so its position in them means nothing; bring them back, or start anew with init_from"
-            )
-        for place, digest in self.bank_digests.items():
-            if state.get("bank_digests", {}).get(place, digest) != digest:
-                log.warning(
-                    "resume: %s has other files than the run began with; the noise or the rooms that are drawn from it "
-                    "will not be those of a run without a break",
-                    place,
-                )
-        if state["step"] > self.total_steps:
-            raise UserError(
-                f"resume: the run is at step {state['step']}, past the end at {self.total_steps} that trainer.epochs "
-                "and trainer.max_steps ask for"
-            )
-        model, head = checkpoint.load_tensors(folder)
-        checkpoint.load_into(self.train_step.model, model, folder, "model")
-        checkpoint.load_into(self.train_step.head, head, folder, "head")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.bad_files.load(state["bad_files"])
-        self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
-        self.seconds = state["seconds"]
-        self._saved = (self.step, self.validated)
-
-
-def criterion(metrics: dict[str, Any]) -> tuple[str, float]:
-    """What chooses the best checkpoint, in words, and its value, the lower the better.
-
-    The EER where there are trials; for classes other than speakers the macro F1, which no answering of the largest
-    class can raise; else the errors of the closed set.
-    """
-    if "eer" in metrics:
-        return f"EER {100 * metrics['eer']:.2f} %", metrics["eer"]
-    if "macro_f1" in metrics:
-        shown = f"macro F1 {100 * metrics['macro_f1']:.2f} %, accuracy {100 * metrics['accuracy']:.2f} %"
-        return shown, 1.0 - metrics["macro_f1"]
-    errors = 1.0 - metrics["accuracy"]
-    return f"error {100 * errors:.2f} %", errors
+        self.savepoints.load(folder)
+        self._saved = (self.position.step, self.position.validated)

@@ -13,6 +13,7 @@ from spkexp.cost.macs import count_macs
 from spkexp.cost.workload import Workload
 from spkexp.models.mamba import BiMamba, Mamba, Mamba2
 from spkexp.models.mamba_encoder import MambaEncoder
+from spkexp.parameter_groups import parameter_groups
 from spkexp.step import TrainStep
 from tests.conftest import Corpus
 from tests.model_tools import count, relative_error, speaker_model
@@ -256,7 +257,8 @@ def test_sizes_that_do_not_divide_are_named() -> None:
 def test_weight_decay_spares_what_is_marked() -> None:
     model = speaker_model("mamba", d_model=32)
     head = nn.Linear(model.embedding_size, 2)
-    groups = TrainStep(model, head, None, None).parameter_groups()  # type: ignore[arg-type]
+    step = TrainStep(model, head, None, None)  # type: ignore[arg-type]
+    groups = parameter_groups(step, {}, None, lr=0.1)
     spared = {id(parameter) for parameter in groups[1]["params"]}
     names = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if id(parameter) in spared}
     assert names == {"A_log", "D"}

@@ -1,0 +1,67 @@
+"""Batches that go on when a process that reads them is killed."""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+
+from spkexp.data.dataset import Batch
+from spkexp.errors import UserError
+
+log = logging.getLogger(__name__)
+MAX_RESTARTS = 3
+
+
+class Supply(Iterator[Batch]):
+    """The batches of `start(0)`; where a reading process dies, those of `start(given)` from there on.
+
+    start: the batches from one on, read by processes of their own or by this one. As what a batch holds depends on its
+    place alone, nothing is lost or doubled. Raises UserError when they have died MAX_RESTARTS times.
+    """
+
+    def __init__(self, start: Callable[[int], Iterator[Batch]]) -> None:
+        self._start, self._given, self._restarts = start, 0, 0
+        self._source = self._started()
+
+    def _started(self) -> Iterator[Batch]:
+        source = self._start(self._given)
+        # torch's handler raises wherever the main thread happens to be, in the middle of an optimizer's step, say.
+        # Without it a death is found where a batch is waited for, which is where it matters.
+        if signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return source
+
+    def __next__(self) -> Batch:
+        while True:
+            try:
+                batch = next(self._source)
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                if not _is_of_a_dead_reader(error):
+                    raise
+                self._restart(error)
+            else:
+                self._given += 1
+                return batch
+
+    def _restart(self, error: Exception) -> None:
+        self._restarts += 1
+        cause = "most often for lack of memory: fewer of them (data.num_workers) or smaller batches need less"
+        if self._restarts > MAX_RESTARTS:
+            raise UserError(f"data: reading processes were killed {self._restarts} times, {cause}") from error
+        log.warning(
+            "data: a reading process was killed, %s; all are started again at the same place (%d of %d)",
+            cause, self._restarts, MAX_RESTARTS,
+        )  # fmt: skip
+        # Those that are left may wait for a lock that the dead one held; and they do not heed SIGTERM.
+        for reader in multiprocessing.active_children():
+            reader.kill()
+        self._source = self._started()
+
+
+def _is_of_a_dead_reader(error: Exception) -> bool:
+    """DataLoader finds a reader dead, or what it sent cannot be fetched from it any more.
+
+    What a reader itself raises comes as "Caught … in DataLoader worker process".
+    """
+    text = str(error)
+    return text.startswith("DataLoader worker") if isinstance(error, RuntimeError) else not text.startswith("Caught ")

@@ -1,0 +1,102 @@
+"""What a run ends with: the best checkpoint and the untrained encoder on every trial list, as numbers and pictures."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from spkexp import checkpoint, distributed, run_folder
+from spkexp.errors import UserError
+from spkexp.report.confusion import write_classified
+from spkexp.report.plots import det_plot
+from spkexp.scorer import Scorer
+from spkexp.scoring.classification import largest_class, summarise_classes
+from spkexp.scoring.verification import Scored, summarise, write_scores
+from spkexp.step import TrainStep
+from spkexp.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def write_results(
+    cfg: DictConfig,
+    folder: Path,
+    trainer: Trainer,
+    scorer: Scorer,
+    utterances_per_epoch: int,
+    banks: tuple[Any, ...],
+    initial: Callable[[], TrainStep],
+) -> tuple[dict[str, Any], dict[str, Scored]]:
+    """Score the best checkpoint and the untrained encoder on every trial list; write results, scores and plots.
+
+    initial: makes the untrained encoder, a function of the seed; training starts without the delay of scoring it.
+    Returns results.json's content, in the main process with its "trials", and what was scored.
+    """
+    step, data, settings = trainer.train_step, scorer.data, scorer.settings
+    _load_best(folder, step)
+    scored = {name: scorer.score(step.model, evaluation) for name, evaluation in data.evaluation.items()}
+    classified = scorer.classify(step.head, scored)
+    closed = {name: scorer.closed_set(step.head, found) for name, found in scored.items() if name not in classified}
+    untrained = {} if classified else _untrained(scorer, initial)  # a classifier's chance level is its largest class
+    results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks)
+    if not distributed.is_main():
+        return results, scored
+    for name, found in scored.items():
+        results["trials"][name] = {
+            **summarise(found, settings, interval=True),
+            **closed.get(name, {}),
+            **({"untrained": untrained[name]} if untrained else {}),
+        }
+        if settings.save_scores and found.trials is not None:
+            write_scores(folder / "scores" / f"{name}.txt", found)
+    for name, answers in classified.items():
+        results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
+        write_classified(folder, answers, settings.save_scores)
+    det_plot(folder / "plots" / "det.png", scored)
+    run_folder.write_json(folder / run_folder.RESULTS, results)  # last: a run that has it is at its end
+    return results, scored
+
+
+def _load_best(folder: Path, step: TrainStep) -> None:
+    best = distributed.decided_by_main(lambda: checkpoint.find(folder))
+    model, head = checkpoint.load_tensors(best)
+    checkpoint.load_into(step.model, model, best, "model")
+    checkpoint.load_into(step.head, head, best, "head")
+
+
+def _untrained(scorer: Scorer, initial: Callable[[], TrainStep]) -> dict[str, Any]:
+    """What the initial weights score on every trial list; nothing where they cannot be had any more."""
+    try:
+        step = initial()
+    except UserError as error:
+        log.warning("the untrained encoder is not scored: %s", error)
+        return {}
+    return {name: scorer.evaluate(step, evaluation) for name, evaluation in scorer.data.evaluation.items()}
+
+
+def _of_training(
+    cfg: DictConfig, trainer: Trainer, scorer: Scorer, utterances_per_epoch: int, banks: tuple[Any, ...]
+) -> dict[str, Any]:
+    position, bad_files = trainer.position, trainer.bad_files
+    utterances = position.step * utterances_per_epoch / trainer.origin.steps_per_epoch
+    recordings = bad_files.recordings() | {file for bank in banks for file, _ in bank.bad}
+    return {
+        "model": cfg.names.model,
+        "data": cfg.names.data,
+        "seed": cfg.seed,
+        "parameters": sum(p.numel() for p in trainer.train_step.model.parameters()),
+        "classes": len(scorer.labels),
+        "steps": position.step,
+        "best_step": position.best.get("step", position.step),
+        "best_weights": position.best.get("weights", "weights"),
+        "best_value": position.best.get("value"),
+        "train_seconds": round(position.seconds, 3),
+        "utterances_per_second": round(utterances / max(position.seconds, 1e-9), 3),
+        "skipped_files": scorer.data.skipped + len(bad_files),
+        "skipped_recordings": len(recordings),
+        "skipped_steps": position.skipped_steps,
+        "rollbacks": position.rollbacks,
+        "trials": {},
+    }
