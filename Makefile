@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
+# Hundreds of processes import torch: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 # Small operations on contended cores are slower with more threads than with one.
 TEST   := OMP_NUM_THREADS=1 $(RUN) -m pytest
 
-.PHONY: train test test-slow test-cuda lint format benchmarks clean
+.PHONY: train test test-slow test-cuda soak lint format benchmarks clean
 
 train: $(VENV)/.ready
 	$(RUN) -m spkexp.train $(ARGS)
@@ -20,6 +22,10 @@ test-slow: $(VENV)/.ready-dev
 # One process: it compiles each Triton kernel once, and has the card to itself.
 test-cuda: $(VENV)/.ready-dev
 	$(TEST) -m cuda tests/cuda $(ARGS)
+
+# Kills training a hundred times and compares what comes out with the same training left alone: a quarter of an hour.
+soak: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults.soak $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .

@@ -55,7 +55,8 @@ def save(
     former = folder.with_name(PREVIOUS) if folder.name == LAST else None
     try:
         for left in (partial, durable.beside(folder.with_name(PREVIOUS), "partial")):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.exists():
+                shutil.rmtree(left)
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
         partial.mkdir(parents=True)

@@ -186,7 +186,7 @@ class Experiment:
             steps_per_epoch=self.origin.steps_per_epoch,
         )
         tracking = Tracking.model_validate(OmegaConf.to_container(cfg.tracking))
-        step = checkpoint.load_state(found)["position"]["step"] if found else 0
+        at = checkpoint.load_state(found)["position"] if found else {"step": 0, "validated": 0}
         search = Search.model_validate(OmegaConf.to_container(cfg.search)) if cfg.search else None
         optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=groups)
         check_optimizer(optimizer, settings.param_groups)
@@ -201,7 +201,7 @@ class Experiment:
             seed=cfg.seed,
             meter=Meter(train.id),
             bad_files=BadFiles(cfg.data.on_error, cfg.data.max_bad_fraction, train.rows),
-            tracker=Tracker(self.folder, cfg, tracking, resume_step=step if resumed else None),
+            tracker=Tracker(self.folder, cfg, tracking, (at["step"], at["validated"]) if resumed else None),
             pruning=Pruning(search),
             origin=self.origin,
             folder=self.folder,

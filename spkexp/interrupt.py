@@ -1,33 +1,75 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save, stop."""
+"""Signals while training: finish the step, save, stop; and whoever sent one may learn how to go on."""
 
 import logging
+import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from spkexp import distributed
 
 log = logging.getLogger(__name__)
 
+# Ctrl-C and Slurm reach a process twice, by itself and through the one that started it: that is one request.
+ONE_REQUEST_SECONDS = 1.0
+
+
+def warnings() -> set[int]:
+    """Signals by which a cluster announces that it will take the machine back: the job is to be started again.
+
+    SIGUSR1 is what people ask of Slurm (`--signal=USR1@120`); submitit asks for SIGUSR2 or what its variable names.
+    """
+    chosen = signal.Signals.__members__.get("SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+    return {signal.SIGUSR1, signal.SIGUSR2, *([chosen] if chosen is not None else [])}
+
 
 class Stopped(Exception):
-    """Training was asked to stop by a signal, and is saved."""
+    """Training was asked to stop by a signal, and is saved.
 
-    def __init__(self, number: int) -> None:
-        self.signal = number
+    handler: who handled the signal before this package did, if anybody.
+    """
+
+    def __init__(self, number: int, handler: Any = None) -> None:
+        self.signal, self.handler = number, handler
         super().__init__(f"stopped by {signal.Signals(number).name}")
+
+    @property
+    def exit_code(self) -> int:
+        """75 (EX_TEMPFAIL: start it again) after a cluster's warning, else 128 and the signal, as shells have it."""
+        return os.EX_TEMPFAIL if self.signal in warnings() else 128 + self.signal
+
+    def leave(self) -> NoReturn:
+        """End the process, when nothing is left to do. submitit's handler of its warning requeues the job before."""
+        if self.signal in warnings() and callable(self.handler):
+            self.handler(self.signal, None)
+        sys.exit(self.exit_code)
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM came; while the block runs, the first only asks and the second stops at once."""
+    """True once a signal asked to stop, while the block runs: the first only asks, the same once more stops at once.
 
-    def __init__(self) -> None:
+    SIGINT, SIGTERM, SIGHUP (a terminal that is closed, unless nohup has it ignored) and the `warnings`, which never
+    hurry: what follows them is only the cluster's patience running out. A warning that comes after another signal
+    counts, for it says that the job is to be started again. forward: is given every signal that counts, and then the
+    repetitions, too. Outside the main thread, where Python allows no handlers, nothing is ever asked.
+    """
+
+    def __init__(self, forward: Callable[[int], None] | None = None) -> None:
         self.number: int | None = None
+        self.forward = forward
+        self._warnings = warnings()
+        self._seen: dict[int, float] = {}
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for number in {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *self._warnings}:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,16 +77,30 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
+        now = time.monotonic()
+        again = now - self._seen.setdefault(number, now) > ONE_REQUEST_SECONDS and number not in self._warnings
+        new = self.number is None or (number in self._warnings and self.number not in self._warnings)
+        if new:
+            self.number = number
+        if self.forward is not None:
+            if new or again:
+                self.forward(number)
+        elif again:
             raise KeyboardInterrupt
-        self.number = number
-        if distributed.is_main():
-            log.info("%s: saving after this step (once more: stop at once)", signal.Signals(number).name)
+        elif new and distributed.is_main():
+            log.info("%s: saving after this step%s", signal.Signals(number).name, self._hint(number))
+
+    def _hint(self, number: int) -> str:
+        return "" if number in self._warnings else " (once more: stop at once)"
 
     def __call__(self) -> bool:
         return self.number is not None
 
+    def received(self) -> set[int]:
+        return set(self._seen)
+
     def stopped(self) -> Stopped:
-        """The exception for the signal that some process received."""
+        """The exception for the signal that some process received; a warning before others."""
         numbers = [number for number in distributed.gather(self.number) if number is not None]
-        return Stopped(numbers[0])
+        number = min(numbers, key=lambda n: n not in self._warnings)
+        return Stopped(number, self._previous.get(number))

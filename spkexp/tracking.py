@@ -22,14 +22,15 @@ _NOTHING: Mapping[str, Scored] = MappingProxyType({})
 class Tracker:
     """Writes a run's metrics; only the main process's tracker writes anything."""
 
-    def __init__(self, folder: Path, config: DictConfig, settings: Tracking, resume_step: int | None) -> None:
-        """resume_step: the step that the run goes on from; what was logged after it is dropped, it comes again."""
+    def __init__(self, folder: Path, config: DictConfig, settings: Tracking, resume: tuple[int, int] | None) -> None:
+        """resume: the step that the run goes on from, and the one that was validated last; what was logged after them
+        is dropped, it comes again."""
         self._file = None
         self._wandb: WandbRun | None = None
         if not distributed.is_main():
             return
         path = folder / "metrics.jsonl"
-        logged = [] if resume_step is None else _drop_after(path, resume_step)
+        logged = [] if resume is None else _drop_after(path, *resume)
         self._file = path.open("a", encoding="utf-8")
         if settings.wandb != "off":
             self._wandb = WandbRun.start(folder, config, settings, logged)
@@ -59,15 +60,18 @@ class Tracker:
             self._wandb.close()
 
 
-def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Leave the lines up to `step`, which are returned; a line cut short by a kill goes too."""
+def _drop_after(path: Path, step: int, validated: int) -> list[dict[str, Any]]:
+    """Leave the lines up to `step`, those of a validation up to `validated`, and return them.
+
+    A line cut short by a kill goes too.
+    """
     if not path.exists():
         return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-            if entry["step"] <= step:
+            if entry["step"] <= (validated if "val" in entry else step):
                 kept.append(entry)
         except (json.JSONDecodeError, KeyError):
             continue

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spkexp import cli
-from spkexp.cli import compose_config
+from spkexp import compose
+from spkexp.compose import compose_config
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError
 
@@ -23,7 +23,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 def mistakes(*overrides: str, multirun: bool = False) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        cli.check_all(list(overrides), multirun)
+        compose.check_all(list(overrides), multirun)
     return caught.value.mistakes
 
 
@@ -123,7 +123,7 @@ def test_misspelt_key_in_a_group_file(tmp_path: Path, monkeypatch: pytest.Monkey
         text = (conf / file).read_text()
         assert old in text
         (conf / file).write_text(text.replace(old, new, 1))
-    monkeypatch.setattr(cli, "config_folder", lambda: conf)
+    monkeypatch.setattr(compose, "config_folder", lambda: conf)
     assert mistakes() == [
         "trainer.accumulate: missing; give it as trainer.accumulate=VALUE",
         "trainer.acumulate: 'trainer' takes no 'acumulate'; did you mean 'accumulate'?",
@@ -140,6 +140,42 @@ def test_all_jobs_of_a_sweep_are_checked_first() -> None:
         "model=xvectr: no such option; did you mean 'xvector'? conf/model has "
         + ", ".join(sorted(p.stem for p in (CONF / "model").glob("*.yaml"))),
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=glob(zzz*)"], "model: glob(zzz*) matches no file; conf/model has bimamba, campplus"),
+        (["seed=glob(*)"], "seed: glob(*) picks files of conf/, and conf/seed is no group; list the values: seed=A,B"),
+        (["seed=range(3,1)"], "seed: range(3,1) is empty; give at least one value"),
+        (
+            ["trainer.optimizer.lr=interval(0.1,1)"],
+            "trainer.optimizer.lr: a sweep cannot try all of interval(0.1,1); list values",
+        ),
+        (["seed=choice(1,-2)"], "seed: must be >= 0, got -2"),
+        (["model=glob([xv*,ecapa_s*],exclude=e*)", "seed=x"], "seed: expected an integer, got 'x'"),
+        (["hydra/launcher=joblib,ray"], "hydra/launcher: is the same for all jobs of a sweep; give one value"),
+        (["hydra/launcher=jobli"], "hydra/launcher=jobli: no such option; did you mean 'joblib'?"),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_job=3"],
+            "hydra.launcher.n_job: no such setting; did you mean 'hydra.launcher.n_jobs'?",
+        ),
+        (["hydra/sweeper=optuna", "data.crop_seconds=interval(0,3)"], "data.crop_seconds: must be >= 0.1, got 0"),
+    ],
+)
+def test_sweeps_that_cannot_be(overrides: list[str], expected: str) -> None:
+    (found,) = mistakes(*overrides, multirun=True)
+    assert found.startswith(expected)
+
+
+def test_configs_of_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert compose.check_all(["preset=mine"], False, str(tmp_path)).seed == 5
+    with pytest.raises(ConfigError, match="preset=mine: no such option"):
+        compose.check_all(["preset=mine"], False)
+    with pytest.raises(ConfigError, match="--config-dir: "):
+        compose.check_all([], False, str(tmp_path / "nowhere"))
 
 
 def test_command_exits_2_in_time_without_torch() -> None:

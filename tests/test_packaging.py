@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Dependencies that nothing in spkexp imports yet, and why they are there.
 DEMANDED = {"einops": "for outside models and those to come, and mamba-ssm's Triton kernels"}
+# What a user may leave out: launchers and searches of sweeps, and dashboards.
+EXTRAS = ("joblib", "submitit", "ray", "optuna", "dashboards")
 # Source-only packages that compile against the torch they find, by tools/build_mamba.sh in the versions of the extra
 # `cuda`, and the module of each that spkexp imports where it is there.
 COMPILED = {"causal-conv1d": "causal_conv1d", "mamba-ssm": "selective_scan_cuda"}
@@ -100,9 +102,11 @@ def test_wheel_holds_the_package_and_all_of_conf(unpacked: Path) -> None:
     assert "config.yaml" in files(unpacked / "spkexp/conf", ".yaml")
     assert files(unpacked / "spkexp/conf", ".yaml") == files(ROOT / "conf", ".yaml")
     assert files(unpacked / "spkexp", ".py") == files(ROOT / "spkexp", ".py")
+    assert files(unpacked / "hydra_plugins", ".py") == files(ROOT / "hydra_plugins", ".py")
+    assert not (unpacked / "hydra_plugins" / "__init__.py").exists()  # other packages have plugins there as well
     assert files(unpacked / "spkexp", ".c") == {"ops/scan_kernel.c"}  # compiled where it is used
     top = {path.name for path in unpacked.iterdir()}
-    assert top == {"spkexp", f"spkexp-{PROJECT['version']}.dist-info"}
+    assert top == {"spkexp", "hydra_plugins", f"spkexp-{PROJECT['version']}.dist-info"}
     entry_points = (unpacked / f"spkexp-{PROJECT['version']}.dist-info" / "entry_points.txt").read_text()
     assert entry_points.split() == ["[console_scripts]", "spkexp", "=", "spkexp.__main__:main"]
 
@@ -149,19 +153,21 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     owners = packages_distributions()
-    modules = imported(ROOT / "spkexp")
+    modules = imported(ROOT / "spkexp") | imported(ROOT / "hydra_plugins") - {"hydra_plugins"}
     assert {"torch", *COMPILED.values()} <= modules
     modules -= set(COMPILED.values())
     used = {canonicalize_name(owners[module][0]) for module in modules}
     declared = names(PROJECT["dependencies"])
-    assert used - declared == set()
+    optional = names([line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]])
+    assert used - declared == optional
     assert declared - used == set(DEMANDED)
     in_tests = {canonicalize_name(owners[module][0]) for module in imported(ROOT / "tests") if module in owners}
     extra = names(PROJECT["optional-dependencies"]["test"])
-    run_otherwise = {"hatchling", "pytest-xdist"}  # by a command of their own
+    assert f"spkexp[{','.join(EXTRAS)}]" in PROJECT["optional-dependencies"]["test"]
+    run_otherwise = {"hatchling", "pytest-xdist", "spkexp"}  # by a command of their own; and its extras
     assert extra - in_tests == run_otherwise
-    brought_along = {"packaging", "pyyaml"}  # by pytest and by OmegaConf
-    assert in_tests - declared - extra == brought_along
+    brought_along = {"packaging"}  # by pytest
+    assert in_tests - declared - extra - optional == brought_along
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

@@ -31,7 +31,7 @@ def settings(mode: str) -> Tracking:
 
 
 def tracker(folder: Path, mode: str = "off", resume_step: int | None = None) -> Tracker:
-    return Tracker(folder, CONFIG, settings(mode), resume_step)
+    return Tracker(folder, CONFIG, settings(mode), None if resume_step is None else (resume_step, resume_step))
 
 
 def test_a_line_of_json_for_each_measurement(tmp_path: Path) -> None:
@@ -45,6 +45,18 @@ def test_a_line_of_json_for_each_measurement(tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines[1:]] == [{"step": 20, **VALIDATED}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_validation_that_the_checkpoint_does_not_know_comes_again(tmp_path: Path) -> None:
+    """The weights are saved before they are validated: a kill in between makes the resumed run validate first."""
+    track = tracker(tmp_path)
+    track.log(4, VALIDATED)
+    track.log(8, {"train": {"loss": 1.0}})
+    track.log(8, VALIDATED)
+    track.close()
+    Tracker(tmp_path, CONFIG, settings("off"), (8, 4)).close()
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "val" in line) for line in found] == [(4, True), (8, False)]
 
 
 @pytest.mark.parametrize(("resume_step", "kept"), [(0, []), (2, [1, 2, 2]), (3, [1, 2, 2, 3])])

@@ -65,7 +65,9 @@ def server(own_wandb: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 def tracker(folder: Path, mode: str, resume_step: int | None = None, config: Any = CONFIG) -> Tracker:
     settings = {"wandb": mode, "project": "spk", "entity": "me", "group": "sweep-1f", "tags": ["mine"]}
     folder.mkdir(exist_ok=True)
-    return Tracker(folder, config, Tracking.model_validate(settings), resume_step)
+    return Tracker(
+        folder, config, Tracking.model_validate(settings), None if resume_step is None else (resume_step, resume_step)
+    )
 
 
 def log_steps(track: Tracker, first: int, last: int) -> None:

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import as_image, check_layers, frame_mean, norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import (
+    Layer,
+    as_image,
+    check_layers,
+    frame_mean,
+    norm_frames,
+    strided_lengths,
+    zero_padding,
+)
 from spkexp.types import PositiveInt
 
 
@@ -75,6 +83,11 @@ class CAMPlusPlus(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        blocks = list(zip(self.blocks, self.transitions, strict=True))
+        return [(self.first, self.first_norm), *blocks[:-1], (*blocks[-1], self.norm)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T).

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spkexp.models.attention import FeedForward, RelativeSelfAttention, key_mask, relative_positions
-from spkexp.models.layers import norm_frames, zero_padding
+from spkexp.models.layers import Layer, norm_frames, zero_padding
 from spkexp.models.subsampling import Subsampling
 from spkexp.types import Fraction, PositiveInt
 
@@ -59,6 +59,11 @@ class Conformer(nn.Module):
             for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(self.out_channels, eps=_EPSILON)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        *blocks, last = self.blocks
+        return [*((block,) for block in blocks), (last, self.norm)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,) or None (all T) -> (B, out_channels, T'), lengths'."""

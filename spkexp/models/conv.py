@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import check_layers, norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import Layer, check_layers, norm_frames, strided_lengths, zero_padding
 from spkexp.types import PositiveInt
 
 
@@ -29,6 +29,10 @@ class Conv1d(nn.Module):
         self.layers = nn.ModuleList(
             ConvolutionLayer(1, *sizes) for sizes in zip(inputs, channels, kernel_sizes, strides, strict=True)
         )
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [(layer,) for layer in self.layers]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,) or None (all T) -> (B, out_channels, T'), lengths'."""
@@ -60,6 +64,10 @@ class Conv2d(nn.Module):
         self.layers = nn.ModuleList(
             ConvolutionLayer(2, *sizes) for sizes in zip(inputs, channels, kernel_sizes, strides, strict=True)
         )
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [(layer,) for layer in self.layers]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,) or None (all T) -> (B, out_channels, T'), lengths'."""

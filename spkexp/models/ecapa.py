@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spkexp.models.layers import TDNN, check_layers, frame_mean
+from spkexp.models.layers import TDNN, Layer, check_layers, frame_mean
 from spkexp.types import PositiveInt
 
 
@@ -22,6 +22,10 @@ class BlockAggregation(nn.Module):
         self.first = first
         self.blocks = nn.ModuleList(blocks)
         self.aggregation = aggregation
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [*((block,) for block in self.blocks), (self.aggregation,)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""

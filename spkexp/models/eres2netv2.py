@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import norm_frames, zero_padding
+from spkexp.models.layers import Layer, norm_frames, zero_padding
 from spkexp.models.layers2d import ConvNorm, ResidualEncoder, make_shortcut
 from spkexp.models.res2net import clipped_relu_, group_width
 from spkexp.types import PositiveInt
@@ -54,6 +54,10 @@ class ERes2NetV2(ResidualEncoder):
         last = channels * expansion * 2 ** (len(num_blocks) - 1)
         self.downsample = nn.Conv2d(last // 2, last, 3, stride=2, padding=1, bias=False)
         self.fusion = AttentionalFusion(last)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [*super().layers_from_input, (self.downsample, self.fusion)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T'), lengths."""

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from spkexp.types import Fraction, PositiveInt
 
 Padding = Literal["reflect", "zeros"]
+# A layer of an encoder's stack: its modules in the order that forward calls them, and parameters that lie beside them.
+# Every encoder lists its own by a property `layers_from_input`, the first to hear the input first. What it leaves out
+# is the front end, below all of them; `spkexp.parameter_groups` counts by it.
+Layer = tuple[nn.Module | nn.Parameter, ...]
 
 
 def frame_mask(lengths: Tensor, num_frames: int) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import as_image, norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import Layer, as_image, norm_frames, strided_lengths, zero_padding
 from spkexp.types import PositiveInt
 
 # (in_channels, width, out_channels, stride) -> a block; its forward is (x, lengths) -> (x, lengths).
@@ -98,6 +98,10 @@ class ResidualEncoder(nn.Module):
             before, frequencies = after, (frequencies + stride - 1) // stride
         self.out_channels = before * frequencies
         self.narrowest = math.gcd(*(conv.out_channels for conv in self.modules() if isinstance(conv, nn.Conv2d)))
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [(stage,) for stage in self.stages]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T'), lengths."""

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spkexp.models.layers import Layer
 from spkexp.models.mamba import BiMamba, Mamba, Mamba2
 from spkexp.models.pooling import at_least_float32
 from spkexp.models.subsampling import Subsampling
@@ -50,6 +51,11 @@ class ResidualStack(nn.Module):
             for layer in self.layers:
                 # As many terms as layers add up in the residual stream; each starts that much smaller (GPT-2).
                 layer.out_proj.weight /= num_layers**0.5  # type: ignore[union-attr]
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        layers = list(zip(self.norms, self.layers, strict=True))
+        return [*layers[:-1], (*layers[-1], self.last_norm)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, d_model, T'), lengths'."""

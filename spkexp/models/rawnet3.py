@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spkexp.models.ecapa import Res2
-from spkexp.models.layers import TDNN, frame_mean, strided_lengths
+from spkexp.models.layers import TDNN, Layer, frame_mean, strided_lengths
 from spkexp.models.sincnet import InstanceNorm, SincFilterbank, extend_to
 from spkexp.types import Fraction, PositiveInt
 
@@ -81,6 +81,10 @@ class RawNet3(nn.Module):
             )
         )
         self.aggregation = TDNN(3 * channels, aggregation_channels, 1, 1, "zeros", 0.0, norm=False)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [*((block,) for block in self.blocks), (self.aggregation,)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, 1, samples), lengths (B,) in samples (None: all) -> (B, out_channels, T), lengths in frames."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spkexp.models.layers import as_image, check_layers, innermost_channels, zero_padding
+from spkexp.models.layers import Layer, as_image, check_layers, innermost_channels, zero_padding
 from spkexp.models.redimnet_blocks import ChannelNorm, ConvNeXtBlock, FrequencyGate, ResidualBlock, Squeeze, TimeBlock
 from spkexp.types import PositiveInt
 
@@ -131,6 +131,11 @@ class ReDimNet(nn.Module):
             self.stages.append(Stage(inputs, frequencies, channels, stride, width, blocks, time))
             channels, frequencies = channels * stride, frequencies // stride
         self.outputs = WeightedSum(len(strides) + 1, self.out_channels)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        *stages, last = self.stages
+        return [*((stage,) for stage in stages), (last, self.outputs)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spkexp.errors import UserError
 from spkexp.models import pretrained as files
+from spkexp.models.layers import Layer
 from spkexp.models.wav2vec2 import Wav2Vec2
 from spkexp.types import Fraction, NonNegativeInt, PositiveInt
 
@@ -102,6 +103,13 @@ class SelfSupervised(nn.Module):
         trained = trainable if isinstance(trainable, int) else named[trainable]
         self.network = Wav2Vec2(**vars(self.architecture), dropout=dropout, frozen_stages=stages - trained)
         self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))  # before a softmax
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        network = self.network
+        *layers, last = network.layers
+        after = [network.layer_norm] if network.layer_norm_first else []
+        return [*((layer,) for layer in layers), (last, *after, self.layer_weights)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, 1, samples) and lengths (B,), in samples (None: all), -> (B, channels, T), lengths in frames."""

@@ -7,7 +7,7 @@ Bredin et al.: pyannote.audio: neural building blocks for speaker diarization, I
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import check_layers, norm_frames, strided_lengths
+from spkexp.models.layers import Layer, check_layers, norm_frames, strided_lengths
 from spkexp.models.sincnet import InstanceNorm, SincFilterbank, extend_to
 from spkexp.types import Fraction, PositiveInt
 
@@ -76,6 +76,11 @@ class SincTDNN(nn.Module):
         for _ in conv_channels:
             frames = frames * pool_size + conv_kernel_size - 1
         self.receptive_field = (frames * pool_size - 1) * sinc_stride + sinc_kernel_size
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        convolutions = zip(self.convolutions, self.instance_norms[1:], strict=True)
+        return [*convolutions, *zip(self.layers, self.norms, strict=True)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, 1, samples), lengths (B,) in samples (None: all) -> (B, out_channels, T), lengths in frames."""

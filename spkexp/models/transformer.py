@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spkexp.models.attention import FeedForward, SelfAttention, key_mask, sinusoids
+from spkexp.models.layers import Layer
 from spkexp.models.subsampling import Subsampling
 from spkexp.types import Fraction, PositiveInt
 
@@ -44,6 +45,11 @@ class Transformer(nn.Module):
             TransformerLayer(channels, attention_heads, feedforward_channels, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(channels)
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        *layers, last = self.layers
+        return [*((layer,) for layer in layers), (last, self.norm)]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,) or None (all T) -> (B, channels, T'), lengths'."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from spkexp.models.layers import TDNN, check_layers
+from spkexp.models.layers import TDNN, Layer, check_layers
 from spkexp.types import Fraction, PositiveInt
 
 
@@ -41,6 +41,10 @@ class XVector(nn.Module):
             TDNN(before, after, kernel_size, dilation, padding, negative_slope, norm=True)
             for before, after, kernel_size, dilation in zip(inputs, channels, kernel_sizes, dilations, strict=True)
         )
+
+    @property
+    def layers_from_input(self) -> list[Layer]:
+        return [(layer,) for layer in self.layers]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,), in frames (None: all T), -> (B, out_channels, T), lengths."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spkexp.errors import UserError
 from spkexp.ops.backend import Unavailable
 
 
@@ -30,6 +31,7 @@ def load() -> Callable[..., Tensor]:
         delta_bias: Tensor | None,
         delta_softplus: bool,
     ) -> Tensor:
+        _refuse_if_deterministic(u, delta, A, B, C, D, z, delta_bias)
         # The kernel wants one type for what varies in time and float32 for what does not; it computes in float32.
         groups = max(B.shape[1], C.shape[1])  # and B and C in as many groups as each other
         B, C = (x.expand(-1, groups, -1, -1) for x in (B, C))
@@ -41,6 +43,16 @@ def load() -> Callable[..., Tensor]:
         return y
 
     return scan
+
+
+def _refuse_if_deterministic(*tensors: Tensor | None) -> None:
+    """Raise UserError where a gradient is asked for and torch is to be deterministic: the kernel adds up by atomics."""
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if wanted and torch.are_deterministic_algorithms_enabled():
+        raise UserError(
+            "selective scan: mamba-ssm's kernel has no deterministic implementation of its gradient, which is summed in "
+            "another order in each run; set model.encoder.backend=torch, or trainer.deterministic=false"
+        )
 
 
 class _Scan(torch.autograd.Function):

@@ -1,0 +1,297 @@
+"""What a command line composes: conf/ with the overrides applied, and every mistake in them in our words."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from hydra import compose
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from spkexp.config import check, config_folder
+from spkexp.errors import ConfigError
+
+# Modules that an option of a group needs beside what is always installed; the extras are called the same.
+_EXTRAS = {
+    "hydra/launcher": {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"},
+    "hydra/sweeper": {"optuna": "optuna"},
+}
+_OPTIONS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+_OPTIONS_WITH_VALUE |= {"--config-dir", "-cd", "--experimental-rerun", "--info", "-i"}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """overrides: KEY=VALUE and the like; multirun: -m; config_dir: a folder of configs beside conf/.
+
+    shows: only the config is asked for, nothing is run.
+    """
+
+    overrides: list[str]
+    multirun: bool
+    config_dir: str | None
+    shows: bool
+
+    @staticmethod
+    def read(arguments: list[str]) -> "CommandLine":
+        overrides, config_dir, shows = [], None, False
+        rest = iter(arguments)
+        for argument in rest:
+            option, equals, value = argument.partition("=")
+            if option in _OPTIONS_WITH_VALUE:
+                value = value if equals else next(rest, "")
+                config_dir = value if option in ("--config-dir", "-cd") else config_dir
+                shows |= option in ("--cfg", "-c", "--info", "-i")
+            elif not argument.startswith("-"):
+                overrides.append(argument)
+        multirun = bool({"-m", "--multirun"} & set(arguments)) or "hydra.mode=MULTIRUN" in overrides
+        return CommandLine(overrides, multirun, config_dir, shows)
+
+
+def check_all(arguments: list[str], multirun: bool, config_dir: str | None = None) -> DictConfig:
+    """Check the config of every job that the overrides make, before the first starts; returns that of the first.
+
+    config_dir: as Hydra's --config-dir. Raises ConfigError that lists all mistakes.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError([f"--config-dir: {config_dir} is no folder"])
+    with _hydra(config_dir):
+        parsed, mistakes = _parse(arguments)
+        if multirun:
+            jobs, unfit = _jobs(parsed)
+            mistakes += unfit
+            mistakes += [
+                "run_dir: one folder cannot hold the runs of a sweep; leave it out"
+                for o in parsed
+                if o.key_or_group == "run_dir"
+            ]
+        else:
+            sweeps = [o for o in parsed if o.is_sweep_override()]
+            mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
+            jobs = [[str(o.input_line) for o in parsed if not o.is_sweep_override()]]
+        checked = [_check_one(overrides) for overrides in jobs]
+    mistakes += [mistake for _, found in checked for mistake in found]
+    first = checked[0][0]
+    if mistakes or first is None:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return first
+
+
+@contextmanager
+def _hydra(config_dir: str | None = None) -> Iterator[None]:
+    """Hydra with conf/ to compose from, and `config_dir` after it."""
+    path = create_config_search_path(str(config_folder()))
+    if config_dir is not None:
+        path.prepend("command-line", Path(config_dir).absolute().as_uri(), anchor="schema")
+    former = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    setbase("1.3")
+    Hydra.create_main_hydra2("spkexp", path)
+    _forget_namesakes()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = former
+
+
+def _forget_namesakes() -> None:
+    """Hydra would hold conf/hydra/launcher/NAME.yaml against what another package registered under the same name."""
+    registered = ConfigStore.instance().repo.get("hydra", {})
+    for file in (config_folder() / "hydra").glob("*/*.yaml"):
+        registered.get(file.parent.name, {}).pop(file.name, None)
+
+
+def _parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed, mistakes = [], []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        try:
+            (override,) = parser.parse_overrides([argument])
+        except HydraException:
+            if "=" not in argument:
+                mistakes.append(f"{argument}: expected KEY=VALUE")
+            else:
+                mistakes.append(
+                    f"{key}: cannot read {value!r}; a value with blanks, commas, quotes or = is quoted: '{key}=\"…\"'"
+                )
+            continue
+        is_group = Path(config_folder(), override.key_or_group).is_dir() and not override.is_delete()
+        if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
+            mistakes.append(f"{key}: expected the name of a file in conf/{override.key_or_group}, got {value}")
+        else:
+            parsed.append(override)
+    return parsed, mistakes
+
+
+def _jobs(parsed: list[Override]) -> tuple[list[list[str]], list[str]]:
+    """(the overrides of each job to check, mistakes) of a sweep.
+
+    A grid runs every combination. A search draws some: each value is checked once, beside the first of the others,
+    and of an interval both ends.
+    """
+    fixed, choices, mistakes = [], [], []
+    search = next((o.value() for o in parsed if o.key_or_group == "hydra/sweeper"), "basic") != "basic"
+    for override in parsed:
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+        elif override.key_or_group.startswith(("hydra/", "hydra.")):
+            mistakes.append(f"{override.key_or_group}: is the same for all jobs of a sweep; give one value")
+        else:
+            values, mistake = _values(override, search)
+            mistakes += [mistake] if mistake else []
+            choices.append([f"{override.get_key_element()}={value}" for value in values])
+    choices = [values for values in choices if values]
+    if not search:
+        return [[*fixed, *combination] for combination in itertools.product(*choices)], mistakes
+    first = [values[0] for values in choices]
+    others = [
+        [*first[:index], value, *first[index + 1 :]] for index, values in enumerate(choices) for value in values[1:]
+    ]
+    return [[*fixed, *job] for job in [first, *others]], mistakes
+
+
+def _values(override: Override, search: bool) -> tuple[list[str], str | None]:
+    """(values that a sweep gives a key, what is wrong with them)."""
+    key, value = override.key_or_group, override.value()
+    given = str(override.input_line).partition("=")[2]
+    if isinstance(value, Glob):
+        folder = config_folder() / key
+        if not folder.is_dir():
+            return [], f"{key}: {given} picks files of conf/, and conf/{key} is no group; list the values: {key}=A,B"
+        names = list(override.sweep_string_iterator())
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        return names, None if names else f"{key}: {given} matches no file; conf/{key} has {there}"
+    if override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+        return values, None if values else f"{key}: {given} is empty; give at least one value"
+    if not search or not isinstance(value, IntervalSweep):
+        return [], f"{key}: a sweep cannot try all of {given}; list values, {key}=A,B, or add hydra/sweeper=optuna"
+    return [str(value.start), str(value.end)], None
+
+
+def _check_one(overrides: list[str]) -> tuple[DictConfig | None, list[str]]:
+    """(config, all mistakes) of one job: what Hydra cannot compose is noted and left out, then the rest is checked."""
+    mistakes: list[str] = []
+    remaining = list(overrides)
+    while True:
+        try:
+            cfg = _compose(remaining)
+            break
+        except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+            return None, [*mistakes, f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
+        except HydraException as error:
+            bad, mistake = _explain(error, remaining)
+            if mistake:
+                mistakes.append(mistake)
+            remaining = bad
+    mistakes += _missing_extras(remaining)
+    try:
+        check(cfg)
+    except ConfigError as error:
+        mistakes += error.mistakes
+    return cfg, mistakes
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """conf/config.yaml with `overrides` applied, as the commands see it. Raises hydra.errors.HydraException."""
+    with _hydra():
+        return _compose(overrides)
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    cfg = compose("config", overrides=overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        names = OmegaConf.to_container(cfg.names, resolve=True) if "names" in cfg else None
+        del cfg["hydra"]
+        if names is not None:
+            cfg.names = names
+    return cfg
+
+
+def _missing_extras(overrides: list[str]) -> list[str]:
+    """Options whose module is not installed."""
+    missing = []
+    for group, option in (override.split("=", 1) for override in overrides if override.startswith("hydra/")):
+        extra = _EXTRAS.get(group, {}).get(option)
+        if extra is not None and find_spec(extra) is None:
+            missing.append(f"{group}={option}: {extra} is not installed; pip install 'spkexp[{extra}]'")
+    return missing
+
+
+def _explain(error: HydraException, overrides: list[str]) -> tuple[list[str], str | None]:
+    """(overrides to go on with, the mistake in our words) for what Hydra says it cannot compose."""
+    text = str(error)
+    if match := re.search(r"Could not (?:override|append to) '([^']+)'", text):
+        for index, override in enumerate(overrides):
+            key = override.lstrip("+~").partition("=")[0]
+            if key == match[1] and not override.startswith(("+", "~")):
+                if key.startswith("hydra."):
+                    return _without(overrides, index), _unknown_setting(key)
+                if "/" in key:
+                    return _without(overrides, index), _unknown_group(key)
+                # Behind a `+` it composes, and `check` names it as it names every other unknown key.
+                return [*overrides[:index], f"++{override}", *overrides[index + 1 :]], None
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = match[1].rpartition("/")
+        for index, override in enumerate(overrides):
+            key, _, value = override.lstrip("+").partition("=")
+            if key == group and value == option:
+                return _without(overrides, index), _unknown_option(group, option)
+    for index, override in enumerate(overrides):
+        key = override.lstrip("+~").partition("=")[0]
+        if f"'{key}'" in text or override in text:
+            return _without(overrides, index), f"{key}: {' '.join(text.split())}"
+    raise ConfigError([" ".join(text.split())]) from error
+
+
+def _without(items: list[str], index: int) -> list[str]:
+    return items[:index] + items[index + 1 :]
+
+
+def _unknown_group(key: str) -> str:
+    root = config_folder()
+    groups = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+    close = get_close_matches(key, groups, n=1)
+    return f"{key}: no such config group; " + (
+        f"did you mean '{close[0]}'?" if close else f"there are {', '.join(groups)}"
+    )
+
+
+def _unknown_option(group: str, option: str) -> str:
+    options = sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml"))
+    close = get_close_matches(option, options, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{group}={option}: no such option; {hint}conf/{group} has {', '.join(options)}"
+
+
+def _unknown_setting(key: str) -> str:
+    """A key of Hydra's own settings; which there are depends on the launcher and the sweeper."""
+    node, _, name = key.rpartition(".")
+    known = _settings(node.replace(".", "/"))
+    if name in known:
+        return f"{key}: what it has not yet is added one by one, +{key}.NAME=VALUE"
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean '{node}.{close[0]}'?" if close else f"conf/{node.replace('.', '/')} has its options' keys"
+    return f"{key}: no such setting; {hint}"
+
+
+def _settings(group: str) -> list[str]:
+    """The keys of all files of a group."""
+    files = Path(config_folder(), group).glob("*.yaml")
+    return sorted({str(key) for file in files for key in OmegaConf.load(file) if not str(key).startswith("_")})

@@ -1,0 +1,127 @@
+"""What a sweep keeps on disk: a record of each job, and one of itself, in files that every process of it can read."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+FINISHED, FAILED, PRUNED, STOPPED, RUNNING = "finished", "failed", "pruned", "stopped", "running"
+# Keys that a sweep, or a search, sets itself: they tell no job from another.
+_OWN = ("resume", "tracking.group", "search")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One job of a sweep. number: counted from 0; overrides: what its config was composed of.
+
+    status: running | finished | failed | stopped (by a signal) | pruned (by a search). error: why it failed. value:
+    what chose the best checkpoint. seconds: how long it ran in this start of the sweep, `start`. host, pid: where.
+    """
+
+    number: int
+    overrides: list[str]
+    status: str
+    error: str | None
+    run_dir: str | None
+    value: float | None
+    seconds: float
+    start: str
+    host: str
+    pid: int
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{fingerprint(self.overrides)}.json"
+
+    def write(self, folder: Path) -> None:
+        write_whole(self.file(folder), asdict(self))
+
+    def now(self, **changes: Any) -> "Record":
+        return replace(self, **changes)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What a job returns to the sweep: status, value, error and run_dir."""
+        return {"status": self.status, "value": self.value, "error": self.error, "run_dir": self.run_dir}
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the job runs on this machine in another process, which still exists."""
+        return self.status == RUNNING and self.host == socket.gethostname() and is_alive(self.pid)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The sweep itself, sweep.json. start: tells this start of it from others; host, pid: the process of the command.
+
+    watched: a job ends when that process does. stopped: the exit code with which the sweep was stopped; no job starts.
+    """
+
+    start: str
+    command: list[str]
+    host: str
+    pid: int
+    watched: bool
+    stopped: int | None
+
+    def write(self, folder: Path) -> None:
+        write_whole(folder / "sweep.json", asdict(self))
+
+    @staticmethod
+    def read(folder: Path) -> "Ticket":
+        return Ticket(**json.loads((folder / "sweep.json").read_text(encoding="utf-8")))
+
+    def stop(self, folder: Path, code: int) -> None:
+        replace(self, stopped=code).write(folder)
+
+
+def records(folder: Path) -> list[Record]:
+    """All jobs that a sweep, in `folder`, has started so far, in order."""
+    files = [file for file in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{12}\.json", file.name)]
+    found = [Record(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return sorted(found, key=lambda record: (record.number, record.start))
+
+
+def record_of(folder: Path, overrides: Sequence[str]) -> Record | None:
+    """The record of the job with these overrides; None if it never began."""
+    file = folder / f"{fingerprint(overrides)}.json"
+    return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def differences(found: Sequence[Record]) -> list[list[str]]:
+    """Of each record the overrides that not all of them have."""
+    own = [[line for line in record.overrides if not _is_own(line)] for record in found]
+    common = set.intersection(*map(set, own)) if len(own) > 1 else set()
+    return [[line for line in lines if line not in common] for lines in own]
+
+
+def fingerprint(overrides: Sequence[str]) -> str:
+    """12 hex digits that are the same for the same overrides in whatever order."""
+    text = "\n".join(sorted(line for line in overrides if not line.startswith("resume=")))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_whole(file: Path, content: Any) -> None:
+    """Write JSON in one go: whoever reads sees what was there before or all of what is there now."""
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def _is_own(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0]
+    return any(key == own or key.startswith(f"{own}.") for own in _OWN)

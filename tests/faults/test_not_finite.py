@@ -1,0 +1,41 @@
+"""A loss that is not a number: the run stops, leaves the step out, or goes back, as trainer.on_nan says, and counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.faults.conftest import Victim
+from tests.faults.test_ranks import fault
+from tests.faults.traces import metrics, saved_step
+
+
+def not_finite(once: Path | None = None) -> str:
+    return fault("NaN", once or Path("null"), rank=0).replace("'null'", "null")
+
+
+def test_raise_names_the_utterance_and_keeps_good_weights(victim: Victim) -> None:
+    run = victim.start(not_finite(), "trainer.on_nan=raise")
+    assert run.wait() == 2, run.text()
+    assert "spk0-5" in run.text()  # the utterance of AT
+    assert "Traceback" not in run.text()
+    victim.assert_clean(run)
+    assert 8 <= saved_step(victim.folder) <= 11
+    tensors = load_file(victim.folder / "checkpoints" / "last" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
+def test_the_run_goes_on_and_counts(victim: Victim, policy: str) -> None:
+    run = victim.start(not_finite(), f"trainer.on_nan={policy}")
+    assert run.wait() == 0, run.text()
+    victim.assert_clean(run)
+    assert "spk0-5" in run.text()
+    results = json.loads((victim.folder / "results.json").read_text())
+    assert results["skipped_steps"] == 1
+    assert results["rollbacks"] == (policy == "rollback")
+    assert results["steps"] == 20
+    steps = [line["step"] for line in metrics(victim.folder) if "train" in line]
+    assert steps == list(range(1, 21))
