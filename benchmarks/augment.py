@@ -32,7 +32,7 @@ from spkexp import build
 from spkexp.allocator import keep_freed_memory
 from spkexp.augment.augmentation import Material, Signal
 from spkexp.augment.chain import Sequence
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.counter import item_keys
 from spkexp.data.dataset import Crops, Reading
 from spkexp.data.utterances import Utterances

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from spkexp import build
 from spkexp.allocator import keep_freed_memory
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 
 BATCH, FRAMES, WARM_UP, STEPS = 32, 200, 2, 3
 SPEECHBRAIN = ["model=ecapa", "model.encoder.aggregation_channels=3072", "model.encoder.aggregation_norm=true"]

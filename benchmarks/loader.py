@@ -99,7 +99,8 @@ def main() -> None:
 
 def measure(root: Path, files: int, workers: int) -> dict[str, Any]:
     from spkexp import build, corpus
-    from spkexp.cli import compose_config, set_up_logging
+    from spkexp.cli import set_up_logging
+    from spkexp.compose import compose_config
     from spkexp.data.dataset import Crops, Parts, loader
 
     set_up_logging()

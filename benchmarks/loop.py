@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from common import parser, write
 
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.experiment import Experiment
 
 CASES = {

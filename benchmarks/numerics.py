@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spkexp import build
 from spkexp.allocator import keep_freed_memory
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.models import layers, redimnet
 from spkexp.models.speaker import SpeakerModel
 from spkexp.numerics import compile_encoder

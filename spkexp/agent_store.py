@@ -1,21 +1,10 @@
 """What the processes of a launch have from the agent (torchrun's or `spkexp.agent`) that started them."""
 
-import ctypes
 import os
-import signal
-import sys
 import time
 from datetime import timedelta
 
 import torch.distributed as dist
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when process `parent`, which started it, ends. Does nothing outside Linux."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before the call
-            os._exit(1)
 
 
 def agent_store(timeout: timedelta) -> dist.Store | None:

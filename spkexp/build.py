@@ -79,7 +79,8 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 def _with_parts(node: dict[str, Any], path: str, run_time: dict[str, Any], banks: list[Any]) -> Any:
     """The object that `node` describes; nodes among its arguments, also in mappings by name, are built first.
 
-    Each gets those of the `run_time` arguments that it names. `banks` gets what reads files, which is told its place in the config.
+    Each gets those of the `run_time` arguments that it names. `banks` gets what reads files, which is told its place in
+    the config.
     """
     signature, objects = read_signature(node["_target_"]), dict[str, Any]()
     for key, value in node.items():

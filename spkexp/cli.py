@@ -17,7 +17,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp.compose import CommandLine, check_all
-from spkexp.compose import compose_config as compose_config
 from spkexp.config import config_folder
 from spkexp.errors import ConfigError, UserError
 
@@ -61,11 +60,8 @@ def errors_to_exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except Exception:
         _record(traceback.format_exc())
-        if os.environ.get("RANK", "0") != "0" and "Connection closed by peer" in str(error):
-            print("spkexp: another process of the run ended; its message says why", file=sys.stderr)
-            sys.exit(1)
         raise
 
 

@@ -1,11 +1,9 @@
 """What a command line composes: conf/ with the overrides applied, and every mistake in them in our words."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError
+from spkexp.override_errors import explain
 
 # Modules that an option of a group needs beside what is always installed; the extras are called the same.
 _EXTRAS = {
@@ -187,7 +186,7 @@ def _values(override: Override, search: bool) -> tuple[list[str], str | None]:
 def _check_one(overrides: list[str]) -> tuple[DictConfig | None, list[str]]:
     """(config, all mistakes) of one job: what Hydra cannot compose is noted and left out, then the rest is checked."""
     mistakes: list[str] = []
-    remaining = list(overrides)
+    remaining, appended = list(overrides), list[str]()
     while True:
         try:
             cfg = _compose(remaining)
@@ -195,15 +194,19 @@ def _check_one(overrides: list[str]) -> tuple[DictConfig | None, list[str]]:
         except OmegaConfBaseException as error:  # an interpolation that leads nowhere
             return None, [*mistakes, f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
         except HydraException as error:
-            bad, mistake = _explain(error, remaining)
+            bad, mistake = explain(error, remaining)
             if mistake:
                 mistakes.append(mistake)
+            appended += [override for override in bad if override not in remaining]
             remaining = bad
     mistakes += _missing_extras(remaining)
     try:
         check(cfg)
     except ConfigError as error:
         mistakes += error.mistakes
+    if not mistakes:  # Hydra's own composing will want the + of what only we put there
+        new = [line.removeprefix("++") for line in appended]
+        mistakes = [f"{line.partition('=')[0]}: is not there yet; a + in front adds it: '+{line}'" for line in new]
     return cfg, mistakes
 
 
@@ -232,66 +235,3 @@ def _missing_extras(overrides: list[str]) -> list[str]:
         if extra is not None and find_spec(extra) is None:
             missing.append(f"{group}={option}: {extra} is not installed; pip install 'spkexp[{extra}]'")
     return missing
-
-
-def _explain(error: HydraException, overrides: list[str]) -> tuple[list[str], str | None]:
-    """(overrides to go on with, the mistake in our words) for what Hydra says it cannot compose."""
-    text = str(error)
-    if match := re.search(r"Could not (?:override|append to) '([^']+)'", text):
-        for index, override in enumerate(overrides):
-            key = override.lstrip("+~").partition("=")[0]
-            if key == match[1] and not override.startswith(("+", "~")):
-                if key.startswith("hydra."):
-                    return _without(overrides, index), _unknown_setting(key)
-                if "/" in key:
-                    return _without(overrides, index), _unknown_group(key)
-                # Behind a `+` it composes, and `check` names it as it names every other unknown key.
-                return [*overrides[:index], f"++{override}", *overrides[index + 1 :]], None
-    if match := re.search(r"Could not find '([^']+)'", text):
-        group, _, option = match[1].rpartition("/")
-        for index, override in enumerate(overrides):
-            key, _, value = override.lstrip("+").partition("=")
-            if key == group and value == option:
-                return _without(overrides, index), _unknown_option(group, option)
-    for index, override in enumerate(overrides):
-        key = override.lstrip("+~").partition("=")[0]
-        if f"'{key}'" in text or override in text:
-            return _without(overrides, index), f"{key}: {' '.join(text.split())}"
-    raise ConfigError([" ".join(text.split())]) from error
-
-
-def _without(items: list[str], index: int) -> list[str]:
-    return items[:index] + items[index + 1 :]
-
-
-def _unknown_group(key: str) -> str:
-    root = config_folder()
-    groups = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
-    close = get_close_matches(key, groups, n=1)
-    return f"{key}: no such config group; " + (
-        f"did you mean '{close[0]}'?" if close else f"there are {', '.join(groups)}"
-    )
-
-
-def _unknown_option(group: str, option: str) -> str:
-    options = sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml"))
-    close = get_close_matches(option, options, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{group}={option}: no such option; {hint}conf/{group} has {', '.join(options)}"
-
-
-def _unknown_setting(key: str) -> str:
-    """A key of Hydra's own settings; which there are depends on the launcher and the sweeper."""
-    node, _, name = key.rpartition(".")
-    known = _settings(node.replace(".", "/"))
-    if name in known:
-        return f"{key}: what it has not yet is added one by one, +{key}.NAME=VALUE"
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean '{node}.{close[0]}'?" if close else f"conf/{node.replace('.', '/')} has its options' keys"
-    return f"{key}: no such setting; {hint}"
-
-
-def _settings(group: str) -> list[str]:
-    """The keys of all files of a group."""
-    files = Path(config_folder(), group).glob("*.yaml")
-    return sorted({str(key) for file in files for key in OmegaConf.load(file) if not str(key).startswith("_")})

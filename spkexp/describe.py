@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from spkexp.cli import compose_config, errors_to_exit_codes, set_up_logging
+from spkexp.cli import errors_to_exit_codes, set_up_logging
+from spkexp.compose import compose_config
 from spkexp.errors import UserError
 from spkexp.overrides import parse_with_overrides
 from spkexp.sections import Text

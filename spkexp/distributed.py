@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spkexp.agent_store import agent_store, agree_on_attempt, die_with
+from spkexp.agent_store import agent_store, agree_on_attempt
 from spkexp.allocator import keep_freed_memory
 from spkexp.errors import ConfigError, UserError
+from spkexp.lifeline import die_with
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -66,7 +66,7 @@ def evaluate(
         if data is not None and isinstance(evaluation, LabelledSet):
             head = build.trained_head(cfg, folder, model.embedding_size, trust)
             if head is None:
-                raise UserError(f"{source}: its loss has no classes, by which data.label={cfg.data.label} is to be told")
+                raise UserError(f"{source}: its loss has no classes to tell data.label={cfg.data.label} by")
             answers = classify(head.to(device), scored, cfg.data.label, checkpoint.load_labels(folder), device)
             entry = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
             results["trials"][evaluation.name] = entry

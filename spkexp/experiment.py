@@ -1,6 +1,5 @@
 """A run from its config to its results: set up, train, score the best checkpoint, write what people read."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from spkexp.meter import BadFiles, Meter
 from spkexp.outcome import Outcome
 from spkexp.parameter_groups import Freezing, check_optimizer, parameter_groups
 from spkexp.pruning import Pruning
+from spkexp.report.finished import as_it_ended
 from spkexp.report.table import results_table
 from spkexp.results import write_results
 from spkexp.savepoint import Origin
@@ -43,20 +43,11 @@ def run_experiment(cfg: DictConfig, device: torch.device, resumed: bool) -> Outc
     with numerics.configure(settings, device), run_folder.opened(cfg, resumed) as place:
         set_up_logging(place.folder / "train.log" if distributed.is_main() else None)
         if place.finished:
-            return _as_it_ended(place.folder)
+            return as_it_ended(place.folder, shown=distributed.is_main())
         if distributed.is_main():
             run_folder.record_environment(place.folder, cfg)
             log.info("run folder: %s", place.folder)
         return Experiment(cfg, settings, device, place.folder, place.resumed).run()
-
-
-def _as_it_ended(folder: Path) -> Outcome:
-    results = json.loads((folder / run_folder.RESULTS).read_text(encoding="utf-8"))
-    if distributed.is_main():
-        log.info("this run has come to its end before; resume=never trains it anew")
-        print(results_table(results))
-        print(f"run folder: {folder}", flush=True)
-    return Outcome(str(folder), results.get("best_value"), pruned=False)
 
 
 class Experiment:
@@ -176,9 +167,8 @@ class Experiment:
 
     def _build_trainer(self, resumed: bool, found: Path | None) -> Trainer:
         cfg, train, settings = self.cfg, self.data.train, self.settings
-        groups = parameter_groups(
-            self.train_step, settings.param_groups, settings.layer_decay, cfg.trainer.optimizer.lr
-        )
+        named = settings.param_groups or {}
+        groups = parameter_groups(self.train_step, named, settings.layer_decay, cfg.trainer.optimizer.lr)
         schedule = build.build(
             cfg.trainer.schedule,
             "trainer.schedule",
@@ -189,12 +179,12 @@ class Experiment:
         at = checkpoint.load_state(found)["position"] if found else {"step": 0, "validated": 0}
         search = Search.model_validate(OmegaConf.to_container(cfg.search)) if cfg.search else None
         optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=groups)
-        check_optimizer(optimizer, settings.param_groups)
+        check_optimizer(optimizer, named)
         trainer = Trainer(
             train_step=self.train_step,
             optimizer=optimizer,
             schedule=schedule,
-            freezing=Freezing(self.train_step, settings.param_groups, self.origin.steps_per_epoch),
+            freezing=Freezing(self.train_step, named, self.origin.steps_per_epoch),
             batches=self._batches(),
             validate=self._validate if "val" in self.data.evaluation else None,
             settings=settings,

@@ -22,10 +22,10 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from spkexp import distributed
 from spkexp.agent import Agent, environment
-from spkexp.agent_store import die_with
 from spkexp.cli import EXIT_USER, errors_to_exit_codes
 from spkexp.errors import ConfigError, UserError
 from spkexp.interrupt import StopRequest
+from spkexp.lifeline import die_with
 from spkexp.outcome import Outcome
 
 # Until a process can save, Ctrl-C ends it without a page of what it was importing.

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from pydantic import BaseModel
 
 from spkexp.arguments import parse
-from spkexp.cli import check_all
+from spkexp.compose import check_all
 from spkexp.errors import ConfigError
 
 _SWEEP = ("-m", "--multirun")

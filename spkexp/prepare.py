@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict
 
-from spkexp.cli import compose_config, errors_to_exit_codes, set_up_logging
+from spkexp.cli import errors_to_exit_codes, set_up_logging
+from spkexp.compose import compose_config
 from spkexp.errors import ConfigError
 from spkexp.overrides import parse_with_overrides
 from spkexp.sections import Text

@@ -6,7 +6,8 @@ from annotated_types import Len
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from spkexp.allocator import keep_freed_memory
-from spkexp.cli import compose_config, errors_to_exit_codes, set_up_logging
+from spkexp.cli import errors_to_exit_codes, set_up_logging
+from spkexp.compose import compose_config
 from spkexp.errors import ConfigError
 from spkexp.overrides import parse_with_overrides
 from spkexp.sections import Text

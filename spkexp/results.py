@@ -11,6 +11,7 @@ from spkexp import checkpoint, distributed, run_folder
 from spkexp.errors import UserError
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
+from spkexp.resume import RESULTS
 from spkexp.scorer import Scorer
 from spkexp.scoring.classification import largest_class, summarise_classes
 from spkexp.scoring.verification import Scored, summarise, write_scores
@@ -55,7 +56,7 @@ def write_results(
         results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
         write_classified(folder, answers, settings.save_scores)
     det_plot(folder / "plots" / "det.png", scored)
-    run_folder.write_json(folder / run_folder.RESULTS, results)  # last: a run that has it is at its end
+    run_folder.write_json(folder / RESULTS, results)  # last: a run that has it is at its end
     return results, scored
 
 

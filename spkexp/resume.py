@@ -12,6 +12,7 @@ from spkexp.config import check
 from spkexp.errors import ConfigError, UserError
 
 AUTO, NEVER = "auto", "never"
+RESULTS = "results.json"
 
 # What may differ from one start of a run to the next: it changes neither the weights nor what is measured of them.
 IMMATERIAL = (
@@ -115,6 +116,14 @@ def last_run(cfg: DictConfig) -> Path | None:
             f"{' …' if len(keys) > 5 else ''}); choose another run_dir, or resume={folder} to go on with it as it is"
         )
     return folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run came to its end: `evaluate` writes results, too, but none of the training."""
+    try:
+        return "train_seconds" in json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
 
 
 def asked_for(folder: Path) -> str | None:

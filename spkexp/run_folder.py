@@ -19,9 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from spkexp import distributed
 from spkexp.errors import UserError
 from spkexp.lock import hold
-from spkexp.resume import AUTO, fingerprint, last_run
-
-RESULTS = "results.json"
+from spkexp.resume import AUTO, fingerprint, is_finished, last_run
 
 
 class Place(NamedTuple):
@@ -47,30 +45,19 @@ def opened(cfg: DictConfig, resumed: bool) -> Iterator[Place]:
             return place
 
         place = distributed.decided_by_main(find)
-        distributed.remember(_KEY, str(place.folder))
+        distributed.remember(distributed.RUN_FOLDER, str(place.folder))
         yield place
-
-
-_KEY = "run folder"
 
 
 def _find(cfg: DictConfig, resumed: bool) -> Place:
     own = Path(cfg.run_dir) if resumed else None
-    if (before := distributed.recall(_KEY)) and Path(before, "config.yaml").is_file():
+    if (before := distributed.recall(distributed.RUN_FOLDER)) and Path(before, "config.yaml").is_file():
         own = Path(before)
     elif cfg.resume == AUTO:
         own = last_run(cfg)
     if own is None:
         return Place(create(cfg), False, False)
-    return Place(own, True, not resumed and _is_finished(own))
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether the run came to its end: `evaluate` writes results, too, but none of the training."""
-    try:
-        return "train_seconds" in json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
+    return Place(own, True, not resumed and is_finished(own))
 
 
 def create(cfg: DictConfig) -> Path:

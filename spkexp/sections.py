@@ -92,7 +92,7 @@ class Trainer(Section):
     ema: Annotated[float, Gt(0), Lt(1)] | None
     average_last: PositiveInt | None
     early_stop: PositiveInt | None
-    param_groups: dict[str, ParamGroup | None]
+    param_groups: dict[str, ParamGroup | None] | None
     layer_decay: Annotated[float, Gt(0), Le(1)] | None
     validate_every: PositiveInt
     checkpoint_steps: PositiveInt | None

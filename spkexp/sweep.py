@@ -37,7 +37,10 @@ records = on_disk.records
 FOLDER = Path("runs", "sweeps")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Where and how a sweep runs does not tell it from another.
-_ELSEWHERE = ("hydra/launcher", "hydra.launcher", "resume", "trainer.nproc", "trainer.device", "data.num_workers")
+_ELSEWHERE = (
+    *("hydra/launcher", "hydra.launcher", "resume", "trainer.nproc", "trainer.device", "data.num_workers"),
+    *(f"hydra.sweeper.{key}" for key in ("n_trials", "n_jobs", "max_failures")),  # a search that goes on longer
+)
 
 
 def exit_code(number: int) -> int:
@@ -165,7 +168,8 @@ def describe(error: BaseException) -> str:
 def _run_folder() -> str | None:
     """Where the run of this process keeps its log."""
     files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-    return str(Path(files[0]).parent) if files else None
+    # Where nothing was trained the folder is gone again.
+    return str(Path(files[0]).parent) if files and Path(files[0]).exists() else None
 
 
 @contextmanager
@@ -194,6 +198,7 @@ def _own_process(ticket: Ticket) -> Iterator[None]:
             os.setpgid(0, 0)  # Ctrl-C reaches the sweep alone, which passes it on
         threading.Thread(target=_end_with, args=(ticket.pid,), daemon=True).start()
     numbers = STOPPING[:2] if threading.current_thread() is threading.main_thread() else ()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # Ray's workers are born with Ctrl-C blocked
     # Before training and after it nothing is to be saved; meanwhile training has a handler of its own.
     former = {number: signal.signal(number, _leave) for number in numbers}
     try:

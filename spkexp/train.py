@@ -11,7 +11,8 @@ from spkexp import sweep
 from spkexp.cli import hydra_command, set_up_logging
 from spkexp.errors import ConfigError
 from spkexp.outcome import Outcome
-from spkexp.resume import AUTO, NEVER, config_to_resume
+from spkexp.report.finished import as_it_ended
+from spkexp.resume import AUTO, NEVER, config_to_resume, is_finished, last_run
 
 # A run is evaluated and resumed from wherever its user stands then.
 PATHS = (
@@ -57,6 +58,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> Outcome | None:
     if resumed:
         cfg = config_to_resume(cfg.resume, overrides)
     cfg = with_absolute_paths(cfg)
+    if cfg.resume == AUTO and not launched and (found := last_run(cfg)) and is_finished(found):
+        set_up_logging()
+        return as_it_ended(found, shown=True)
     if cfg.trainer.nproc is None or launched:
         return run(cfg, resumed)
     from spkexp import launch

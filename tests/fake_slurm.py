@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-JOB = "4711"
+FIRST = 4711
 
 
 def install(folder: Path) -> dict[str, str]:
@@ -40,24 +40,29 @@ def option(text: str, name: str) -> str | None:
 
 def sbatch(folder: Path, file: str) -> None:
     text = Path(file).read_text()
+    job = str(FIRST - 1 + sum(call.startswith("sbatch") for call in calls(folder)))
     (folder / "script.sh").write_text(text)
     array = option(text, "array")
     last = int(array.split("%")[0].split("-")[1]) if array else None
     for task in range(last + 1) if last is not None else [None]:
-        name = JOB if task is None else f"{JOB}_{task}"
+        name = job if task is None else f"{job}_{task}"
         (folder / name).write_text("PENDING")
         command = [sys.executable, __file__, "batch", name]
         null = subprocess.DEVNULL
         subprocess.Popen(command, start_new_session=True, stdin=null, stdout=null, stderr=null)
-    print(f"Submitted batch job {JOB}")
+    print(f"Submitted batch job {job}")
 
 
 def batch(folder: Path, name: str) -> None:
     text = script(folder)
-    environment = {**os.environ, "SLURM_JOB_ID": JOB, "SLURM_JOB_NUM_NODES": option(text, "nodes") or "1"}
+    environment = {
+        **os.environ,
+        "SLURM_JOB_ID": name.split("_")[0],
+        "SLURM_JOB_NUM_NODES": option(text, "nodes") or "1",
+    }
     environment |= {"SLURM_NTASKS": environment["SLURM_JOB_NUM_NODES"], "SLURM_JOB_NODELIST": "localhost"}
     if "_" in name:
-        environment |= {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": name.split("_")[1]}
+        environment |= {"SLURM_ARRAY_JOB_ID": name.split("_")[0], "SLURM_ARRAY_TASK_ID": name.split("_")[1]}
     logs = Path((option(text, "output") or "").replace("%A_%a", name).replace("%j", name)).parent
     requeued = folder / f"{name}.requeued"
     signal.signal(signal.SIGTERM, lambda *_: None)  # as Slurm's step daemon: the job's processes are what is to end
@@ -86,7 +91,8 @@ def srun(folder: Path, *arguments: str) -> int:
     for node in range(int(os.environ["SLURM_NTASKS"])):
         streams = []
         for name in ("--output", "--error"):
-            path = files[name].replace("%A", array).replace("%a", task).replace("%j", JOB).replace("%t", str(node))
+            path = files[name].replace("%A", array).replace("%a", task).replace("%j", os.environ["SLURM_JOB_ID"])
+            path = path.replace("%t", str(node))
             streams.append(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
         environment = {**os.environ, "SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURM_LOCALID": "0"}
         processes.append(subprocess.Popen(rest, env=environment, stdout=streams[0], stderr=streams[1]))
@@ -96,7 +102,7 @@ def srun(folder: Path, *arguments: str) -> int:
 
 def sacct(folder: Path, *arguments: str) -> None:
     print("JobID|State|NodeList")
-    for file in sorted(folder.glob(f"{JOB}*")):
+    for file in sorted(folder.glob("[0-9]*")):
         if not file.suffix:
             print(f"{file.name}|{file.read_text()}|localhost")
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from spkexp import build
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.models.speaker import SpeakerModel
 
 NAMES = sorted(path.stem for path in Path(__file__).parents[1].glob("conf/model/*.yaml"))

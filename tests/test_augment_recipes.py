@@ -12,7 +12,7 @@ from spkexp import build
 from spkexp.augment.augmentation import Augmentation, Material, Signal
 from spkexp.augment.chain import OneOf, Parallel, Sequence, prepared
 from spkexp.augment.codec import CODERS
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.config import check
 from spkexp.counter import item_keys
 from spkexp.errors import UserError

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from spkexp import build, checkpoint, run_folder
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.scoring.verification import closed_set_accuracy

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from spkexp import build, corpus, distributed
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.errors import UserError
 from tests.conftest import Corpus
 

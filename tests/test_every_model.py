@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spkexp import build
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.config import config_folder
 from tests.model_tools import NAMES, randomise_norms, relative_error, speaker_model
 

@@ -25,13 +25,16 @@ LAYERS = (
     ("features", "ops"),
 )
 # What a config says and how it is checked: below the entry points, and none of the business of LEARNING.
-SETTINGS = ("changes", "cli", "compose", "arguments", "overrides", "resume", "config", "signature", "sections")
+SETTINGS = (
+    *("changes", "cli", "compose", "override_errors", "arguments", "overrides"),
+    *("resume", "config", "signature", "sections"),
+)
 DISTRIBUTED = ("distributed", "agent_store")
 # What starts and watches the processes of a run, and is not one of them, needs torchrun's parts alone.
 AGENTS = ("agent", "launch")
 OF_AGENTS = "torch.distributed.elastic"
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
-LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar", "outcome", "records")
+LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar", "outcome", "records", "lifeline")
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.

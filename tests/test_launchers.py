@@ -202,7 +202,7 @@ def test_slurm_preempts_a_job_and_starts_it_again(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
     assert len(pids(tmp_path)) == 2
-    assert f"scontrol requeue {fake_slurm.JOB}" in fake_slurm.calls(slurm)
+    assert f"scontrol requeue {fake_slurm.FIRST}" in fake_slurm.calls(slurm)
     assert [record.status for record in records(sweep_folder(tmp_path))] == ["finished"]
 
 
@@ -214,7 +214,7 @@ def test_a_sweep_that_is_stopped_leaves_nothing_in_slurms_queue(tmp_path: Path) 
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert {f"scancel {fake_slurm.JOB}_{task}" for task in (0, 1)} <= set(fake_slurm.calls(slurm))
+    assert {f"scancel {fake_slurm.FIRST}_{task}" for task in (0, 1)} <= set(fake_slurm.calls(slurm))
     assert (tmp_path / "runs/wait-0/saved").exists()
     assert_gone(pids(tmp_path))
 

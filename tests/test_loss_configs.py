@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spkexp import build
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.config import check, config_folder
 from spkexp.data.utterances import Utterances
 from spkexp.errors import ConfigError, UserError

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from spkexp import numerics
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.errors import ConfigError, UserError
 from spkexp.models.speaker import SpeakerModel
 from spkexp.ops import cuda_scan

@@ -360,7 +360,7 @@ def test_other_samplers(start: Start, sampler: str) -> None:
     for n_trials in (2, 10):
         done = start(job, *SPACE, *options, f"hydra.sweeper.n_trials={n_trials}")
         assert done.code == 0
-    assert len({margin for _, margin in job.calls}) == 10
+    assert len({(trial.params[MARGIN], trial.params[LR]) for trial in only_study().trials}) == len(job.calls) == 10
     assert "importance: " in done.out
 
 

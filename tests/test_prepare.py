@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from spkexp import __main__, corpus, prepare
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.data import headers, prepared, tree_state
 from spkexp.data.corpora.librispeech import LibriSpeech
 from spkexp.data.files import writing

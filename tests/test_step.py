@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from spkexp import build, distributed
 from spkexp.augment.augmentation import FeatureAugmentation
 from spkexp.augment.chain import Parallel, prepared
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.counter import Keys, item_keys
 from spkexp.losses.combined import Combined
 from spkexp.losses.head import Head

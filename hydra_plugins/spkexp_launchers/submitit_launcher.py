@@ -41,7 +41,7 @@ class LocalLauncher(JobLauncher):
         executor = LocalExecutor(self.folder / ".submitit" / "%j", max_num_timeout=self.max_num_timeout)
         executor.update_parameters(**self.parameters)
         ends: list[str | None] = [None] * len(jobs)
-        waiting, running = list(enumerate(jobs)), {}
+        waiting, running = list(enumerate(jobs)), dict[int, Any]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.n_jobs and Ticket.read(self.folder).stopped is None:

@@ -1,6 +1,7 @@
 """From utterances to batches of waveforms: random crops for training, whole utterances for scoring."""
 
 import gc
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from spkexp.data import audio
 from spkexp.data.sampler import Items, Sampler, parts_of_batch
 from spkexp.data.utterances import Utterances
 from spkexp.errors import AudioError
+from spkexp.lifeline import die_with
 
 # Streams of `counter.uniform`: what is drawn about an item. Augmentations have those from 64 on.
 CROP, SPEED, SUBSTITUTE = 0, 1, 2
@@ -261,8 +263,9 @@ def _start_worker(worker: int) -> None:
     # Collecting garbage would write to every object that the worker shares with the main process, and so copy it.
     gc.freeze()
     # Ctrl-C and Slurm signal the whole group: a worker that obeyed would take the step that is to be saved with it.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    die_with(os.getppid())
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,11 +1,12 @@
 """Plain convolutional encoders, the baselines of the LibriSpeech classification study."""
 
+import math
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import Layer, check_layers, norm_frames, strided_lengths, zero_padding
+from spkexp.models.layers import Layer, as_image, check_layers, norm_frames, strided_lengths, zero_padding
 from spkexp.types import PositiveInt
 
 
@@ -60,6 +61,7 @@ class Conv2d(nn.Module):
         for stride in strides:
             bins = -(-bins // stride)
         self.out_channels = channels[-1] * bins
+        self.narrowest = math.gcd(*channels)
         inputs = [1, *channels[:-1]]
         self.layers = nn.ModuleList(
             ConvolutionLayer(2, *sizes) for sizes in zip(inputs, channels, kernel_sizes, strides, strict=True)
@@ -71,7 +73,7 @@ class Conv2d(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """features (B, in_channels, T) and lengths (B,) or None (all T) -> (B, out_channels, T'), lengths'."""
-        x = features.unsqueeze(1)
+        x = as_image(features, self.narrowest)
         for layer in self.layers:
             x, lengths = layer(x, lengths)
         return x.flatten(1, 2), lengths

@@ -50,7 +50,7 @@ def _refuse_if_deterministic(*tensors: Tensor | None) -> None:
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if wanted and torch.are_deterministic_algorithms_enabled():
         raise UserError(
-            "selective scan: mamba-ssm's kernel has no deterministic implementation of its gradient, which is summed in "
+            "selective scan: mamba-ssm's kernel has no deterministic implementation of its gradient, whose sums have "
             "another order in each run; set model.encoder.backend=torch, or trainer.deterministic=false"
         )
 

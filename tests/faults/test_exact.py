@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from spkexp.cli import compose_config
+from spkexp.compose import compose_config
 from spkexp.counter import generator
 from spkexp.data.dataset import Parts
 from spkexp.data.sampler import BucketSampler, RandomSampler, ShardSampler, SpeakerSampler, WeightedSampler

@@ -1,0 +1,74 @@
+"""What Hydra says of an override that it cannot compose, in words that name the key and the remedy."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from spkexp.config import config_folder
+from spkexp.errors import ConfigError
+
+
+def explain(error: HydraException, overrides: list[str]) -> tuple[list[str], str | None]:
+    """(overrides to go on with, the mistake in our words) for what Hydra says it cannot compose."""
+    text = str(error)
+    if match := re.search(r"Could not (?:override|append to) '([^']+)'", text):
+        for index, override in enumerate(overrides):
+            key = override.lstrip("+~").partition("=")[0]
+            if key == match[1] and not override.startswith(("+", "~")):
+                if key.startswith("hydra."):
+                    return _without(overrides, index), _unknown_setting(key)
+                if "/" in key:
+                    return _without(overrides, index), _unknown_group(key)
+                # Behind a `+` it composes, and `check` names it as it names every other unknown key.
+                return [*overrides[:index], f"++{override}", *overrides[index + 1 :]], None
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = match[1].rpartition("/")
+        for index, override in enumerate(overrides):
+            key, _, value = override.lstrip("+").partition("=")
+            if key == group and value == option:
+                return _without(overrides, index), _unknown_option(group, option)
+    for index, override in enumerate(overrides):
+        key = override.lstrip("+~").partition("=")[0]
+        if f"'{key}'" in text or override in text:
+            return _without(overrides, index), f"{key}: {' '.join(text.split())}"
+    raise ConfigError([" ".join(text.split())]) from error
+
+
+def _without(items: list[str], index: int) -> list[str]:
+    return items[:index] + items[index + 1 :]
+
+
+def _unknown_group(key: str) -> str:
+    root = config_folder()
+    groups = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+    close = get_close_matches(key, groups, n=1)
+    return f"{key}: no such config group; " + (
+        f"did you mean '{close[0]}'?" if close else f"there are {', '.join(groups)}"
+    )
+
+
+def _unknown_option(group: str, option: str) -> str:
+    options = sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml"))
+    close = get_close_matches(option, options, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{group}={option}: no such option; {hint}conf/{group} has {', '.join(options)}"
+
+
+def _unknown_setting(key: str) -> str:
+    """A key of Hydra's own settings; which there are depends on the launcher and the sweeper."""
+    node, _, name = key.rpartition(".")
+    known = _settings(node.replace(".", "/"))
+    if name in known:
+        return f"{key}: what it has not yet is added one by one, +{key}.NAME=VALUE"
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean '{node}.{close[0]}'?" if close else f"conf/{node.replace('.', '/')} has its options' keys"
+    return f"{key}: no such setting; {hint}"
+
+
+def _settings(group: str) -> list[str]:
+    """The keys of all files of a group."""
+    files = Path(config_folder(), group).glob("*.yaml")
+    return sorted({str(key) for file in files for key in OmegaConf.load(file) if not str(key).startswith("_")})
