@@ -9,12 +9,13 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, corpus, distributed, run_folder
+from spkexp import build, checkpoint, corpus, distributed
 from spkexp.config import config_folder
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
 from spkexp.errors import UserError
+from spkexp.json_file import write_json
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.report.table import results_table
@@ -80,7 +81,7 @@ def evaluate(
             write_scores(output / "scores" / f"{evaluation.name}.txt", scored)
         det_plot(output / "plots" / f"det-{evaluation.name}.png", {evaluation.name: scored})
     if distributed.is_main():
-        run_folder.write_json(output / "results.json", results)
+        write_json(output / "results.json", results)
         names = [evaluation.name for evaluation in sets]
         print(results_table(results | {"trials": {name: results["trials"][name] for name in names}}))
         print(f"results: {output / 'results.json'}")

@@ -168,7 +168,7 @@ class Experiment:
     def _build_trainer(self, resumed: bool, found: Path | None) -> Trainer:
         cfg, train, settings = self.cfg, self.data.train, self.settings
         named = settings.param_groups or {}
-        groups = parameter_groups(self.train_step, named, settings.layer_decay, cfg.trainer.optimizer.lr)
+        groups = parameter_groups(self.train_step, named, settings.layer_decay, cfg.trainer.optimizer.get("lr"))
         schedule = build.build(
             cfg.trainer.schedule,
             "trainer.schedule",

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run folder."""
+"""One process at a time: files that are held until their holder ends, however it ends."""
 
 import errno
 import fcntl
@@ -15,7 +15,6 @@ from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
 _HELD: set[int] = set()  # file descriptors of this process
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -34,23 +33,24 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Be the one that trains in `folder`. Raises UserError where another process is, or the folder cannot be written.
+def hold(file: Path, busy: str | None, remedy: str) -> Iterator[None]:
+    """Be the only process that holds `file`, which is made if need be, with its folder.
 
-    The kernel frees the lock at any end of the process, so none is ever left behind; what `folder`/.lock says is only
-    for people. Where the file system has no locks, a warning says so.
+    busy: what to say where another process holds it, with {holder} in the place of who; None: wait for it.
+    remedy: what to do where the file cannot be written.
+
+    The kernel frees the lock at any end of the process, so none is ever left behind; what the file says is only for
+    people. Where the file system has no locks, a warning says so. Raises UserError.
     """
-    file = folder / LOCK
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be written: {error.strerror}; training needs the right to write in its run folder"
-        ) from error
+        raise UserError(f"{file}: cannot be written: {error.strerror}; {remedy}") from error
     _HELD.add(handle)
     owner = os.getpid()
     try:
-        _lock(handle, folder)
+        _lock(handle, file, busy, remedy)
         yield
     finally:
         if os.getpid() == owner:  # in a forked child the number may be another file's by now
@@ -58,30 +58,35 @@ def hold(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, file: Path, busy: str | None, remedy: str) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{folder} is being trained by {_holder(handle)}; wait for it, or stop it") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if busy is not None:
+                raise UserError(busy.replace("{holder}", _holder(handle))) from error
+            log.info("%s: waiting for %s, which works there", file.parent, _holder(handle))
+            fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
-            raise UserError(f"{folder / LOCK}: cannot be locked: {error.strerror}") from error
+            raise UserError(f"{file}: cannot be locked: {error.strerror}; {remedy}") from error
         log.warning(
-            "%s: the file system has no locks (%s), so nothing keeps a second training out of this folder",
-            folder,
+            "%s: the file system has no locks (%s), so nothing keeps a second process out of %s",
+            file,
             error.strerror,
+            file.parent,
         )
         return
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    _write(handle, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}) + "\n", folder)
+    _write(handle, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}) + "\n", file)
 
 
-def _write(handle: int, text: str, folder: Path) -> None:
+def _write(handle: int, text: str, file: Path) -> None:
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, text.encode(), 0)
     except OSError as error:  # a full disk, which is found out, and told better, where more is written
-        log.warning("%s: cannot be written: %s; the lock holds all the same", folder / LOCK, error.strerror)
+        log.warning("%s: cannot be written: %s; the lock holds all the same", file, error.strerror)
 
 
 def _holder(handle: int) -> str:

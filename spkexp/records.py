@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spkexp.json_file import write_json
+
 FINISHED, FAILED, PRUNED, STOPPED, RUNNING = "finished", "failed", "pruned", "stopped", "running"
 # Keys that a sweep, or a search, sets itself: they tell no job from another.
 _OWN = ("resume", "tracking.group", "search")
@@ -38,7 +40,7 @@ class Record:
         return folder / f"{fingerprint(self.overrides)}.json"
 
     def write(self, folder: Path) -> None:
-        write_whole(self.file(folder), asdict(self))
+        write_json(self.file(folder), asdict(self))
 
     def now(self, **changes: Any) -> "Record":
         return replace(self, **changes)
@@ -69,7 +71,7 @@ class Ticket:
     stopped: int | None
 
     def write(self, folder: Path) -> None:
-        write_whole(folder / "sweep.json", asdict(self))
+        write_json(folder / "sweep.json", asdict(self))
 
     @staticmethod
     def read(folder: Path) -> "Ticket":
@@ -113,13 +115,6 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def write_whole(file: Path, content: Any) -> None:
-    """Write JSON in one go: whoever reads sees what was there before or all of what is there now."""
-    temporary = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def _is_own(override: str) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from spkexp import checkpoint, distributed, run_folder
+from spkexp import checkpoint, distributed
 from spkexp.errors import UserError
+from spkexp.json_file import write_json
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.resume import RESULTS
@@ -56,7 +57,7 @@ def write_results(
         results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
         write_classified(folder, answers, settings.save_scores)
     det_plot(folder / "plots" / "det.png", scored)
-    run_folder.write_json(folder / RESULTS, results)  # last: a run that has it is at its end
+    write_json(folder / RESULTS, results)  # last: a run that has it is at its end
     return results, scored
 
 

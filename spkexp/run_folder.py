@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from spkexp import distributed
 from spkexp.errors import UserError
+from spkexp.json_file import write_json
 from spkexp.lock import hold
 from spkexp.resume import AUTO, fingerprint, is_finished, last_run
 
@@ -41,7 +42,10 @@ def opened(cfg: DictConfig, resumed: bool) -> Iterator[Place]:
 
         def find() -> Place:
             place = _find(cfg, resumed)
-            held.enter_context(hold(place.folder))
+            busy = f"{place.folder} is being trained by {{holder}}; wait for it, or stop it"
+            held.enter_context(
+                hold(place.folder / ".lock", busy, "training needs the right to write in its run folder")
+            )
             return place
 
         place = distributed.decided_by_main(find)
@@ -147,10 +151,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write `file` in one go, so that a reader or a kill never sees half of it."""
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)

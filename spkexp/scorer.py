@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from spkexp import numerics
 from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.load import Data
 from spkexp.losses.head import Loss
@@ -31,7 +32,8 @@ class Scorer:
 
     def score(self, model: SpeakerModel, evaluation: EvaluationSet, should_stop: Callable[[], bool] = _never) -> Scored:
         reading = self.data.reading
-        return score(model, evaluation, reading, self.settings, self.policy, self.workers, should_stop)
+        with numerics.varying_lengths():
+            return score(model, evaluation, reading, self.settings, self.policy, self.workers, should_stop)
 
     def evaluate(
         self, step: TrainStep, evaluation: EvaluationSet, should_stop: Callable[[], bool] = _never

@@ -84,7 +84,6 @@ class Trainer(Section):
     accumulate: PositiveInt
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool
-    channels_last: bool
     compile: bool
     deterministic: bool
     clip_norm: Positive | None

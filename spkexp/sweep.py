@@ -4,7 +4,6 @@ The command's process composes the jobs and waits; a launcher puts them into thi
 What they have in common is the folder runs/sweeps/<group>/, so that a job that died without a word is found as well.
 """
 
-import fcntl
 import gc
 import logging
 import os
@@ -28,6 +27,7 @@ from omegaconf import DictConfig
 from spkexp import records as on_disk
 from spkexp.cli import Task, errors_to_exit_codes
 from spkexp.errors import UserError
+from spkexp.lock import hold
 from spkexp.outcome import Outcome
 from spkexp.records import FAILED, FINISHED, PRUNED, RUNNING, STOPPED, Record, Ticket
 from spkexp.report.sweep import sweep_report
@@ -61,7 +61,8 @@ def run_sweep(overrides: list[str], first: DictConfig, start: Callable[[list[str
     more = [] if "resume" in keys else ["resume=auto"]
     more += [] if group is not None else [f"tracking.group=sweep-{code}"]
     more.append(f"hydra.sweep.dir={_quoted(str(folder))}")
-    with _locked(folder):
+    busy = f"the same sweep is running already, in {folder}, by {{holder}}; wait for it or stop it"
+    with hold(folder / ".lock", busy, "start from a folder that can be written to"):
         slurm = keys.get("hydra/launcher") == "submitit_slurm"  # its jobs outlive the command
         ticket = Ticket(secrets.token_hex(4), sys.orig_argv, socket.gethostname(), os.getpid(), not slurm, None)
         ticket.write(folder)
@@ -269,22 +270,6 @@ class _Signals:
         """Jobs of this start in other processes of this machine."""
         found = [record for record in records(self.folder) if record.start == self.ticket.start]
         return [record for record in found if record.is_here and record.pid != os.getpid()]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder is made, and this process's alone. Raises UserError where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; start from a folder that can") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the same sweep is running already, in {folder}; wait for it or stop it") from None
-        yield
 
 
 def _quoted(text: str) -> str:

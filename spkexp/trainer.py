@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -250,7 +251,10 @@ class Trainer:
     def _report(self) -> None:
         position = self.position
         margin = self.train_step.head.margin_at(position.step - 1)
-        rates = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"], "margin": margin}
+        groups = self.optimizer.param_groups
+        rates: dict[str, Any] = {"epoch": self.epoch, "lr": groups[0]["lr"], "margin": margin}
+        if len(groups) > 1:
+            rates["lr_of"] = {group["name"]: group["lr"] for group in groups}
         counts = {"skipped_steps": position.skipped_steps} if self.guard.looks else {}
         self.tracker.log(position.step, {**rates, **counts, "train": self.meter.report()})
 

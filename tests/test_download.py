@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from spkexp.data.corpora.download import Archive, fetch, unpack
-from spkexp.data.files import locked
 from spkexp.errors import UserError
+from spkexp.lock import hold
 from tests.archive_server import Server, pack, serving
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -143,7 +143,10 @@ def test_root_that_may_not_be_written_is_named(tmp_path: Path) -> None:
         os.seteuid(65534)
     try:
         expected = r"data/lock: cannot be written: Permission denied; choose another data\.root"
-        with pytest.raises(UserError, match=expected), locked(tmp_path / "data" / "lock", "choose another data.root"):
+        with (
+            pytest.raises(UserError, match=expected),
+            hold(tmp_path / "data" / "lock", None, "choose another data.root"),
+        ):
             pass
     finally:
         os.seteuid(before)
@@ -213,7 +216,7 @@ def test_archives_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_lock_excludes(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with locked(lock, ""), lock.open("w") as other, pytest.raises(BlockingIOError):
+    with hold(lock, None, ""), lock.open("w") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

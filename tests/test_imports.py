@@ -17,7 +17,7 @@ LAYERS = (
     ("results", "scorer", "machine", "loss_setup"),
     ("build", "corpus", "trainer"),
     ("validation", "savepoint", "batch_memory"),
-    ("meter", "progress", "interrupt", "run_folder", "lock", "report", "watchdog", "pruning", "position", "step_trace"),
+    ("meter", "progress", "interrupt", "run_folder", "report", "watchdog", "pruning", "position", "step_trace"),
     ("step", "checkpoint", "tracking", "wandb_run", "wandb_tables", "scoring", "cost", "non_finite"),
     ("parameter_groups", "averages", "numerics", "durable", "changes"),
     ("data",),
@@ -34,7 +34,19 @@ DISTRIBUTED = ("distributed", "agent_store")
 AGENTS = ("agent", "launch")
 OF_AGENTS = "torch.distributed.elastic"
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
-LEAVES = ("__init__", "errors", "types", "counter", "allocator", "bar", "outcome", "records", "lifeline")
+LEAVES = (
+    "__init__",
+    "errors",
+    "types",
+    "counter",
+    "allocator",
+    "bar",
+    "outcome",
+    "records",
+    "lifeline",
+    "lock",
+    "json_file",
+)
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.

@@ -1,6 +1,5 @@
 """The database of a search, and the trials that are in it."""
 
-import fcntl
 import hashlib
 import json
 import re
@@ -18,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from hydra_plugins.spkexp_optuna._space import Space
 from spkexp.errors import UserError
+from spkexp.lock import hold
 from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, open_storage
 from spkexp.resume import IMMATERIAL
 
@@ -85,7 +85,11 @@ def opened(name: str, storage: str | None, space: Space, pruner: PrunerSettings)
     url = _url(storage, folder / "study.db")
     file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
     text = url.render_as_string(hide_password=False)
-    with _locked((file.parent if file else folder) / f".{plain}.lock", name):
+    busy = (
+        f"search {name}: {{holder}} is at work on it; wait for it or end it (hydra.sweeper.n_jobs and a launcher run "
+        "trials side by side)"
+    )
+    with hold((file.parent if file else folder) / f".{plain}.lock", busy, "set hydra.sweeper.storage=FILE"):
         try:
             database = open_storage(text)
             study = optuna.create_study(storage=database, study_name=name, direction="minimize", load_if_exists=True)
@@ -118,27 +122,6 @@ def _url(storage: str | None, default: Path) -> URL:
     if url.database in (None, "", ":memory:"):
         raise UserError("hydra.sweeper.storage: jobs have processes of their own, which cannot reach sqlite in memory")
     return url.set(database=str(Path(url.database).expanduser().absolute()))
-
-
-@contextmanager
-def _locked(file: Path, name: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends. It is not passed on to children."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("a")
-    except OSError as error:
-        raise UserError(
-            f"hydra.sweeper.storage: {file.parent} cannot be written: {error.strerror}; set hydra.sweeper.storage=FILE"
-        ) from error
-    with handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"search {name}: another process is at work on it; wait for it or end it "
-                "(hydra.sweeper.n_jobs and a launcher run trials side by side)"
-            ) from None
-        yield
 
 
 def _describe(study: Study, space: Space, pruner: PrunerSettings) -> None:

@@ -18,12 +18,13 @@ from spkexp.bar import Bar
 from spkexp.counter import item_keys
 from spkexp.data import audio
 from spkexp.data.convert import REMEDY, Conversion, Outcome, Utterance, convert_to_bytes, convert_to_files, is_newer
-from spkexp.data.files import locked, whole, writing
+from spkexp.data.files import whole, writing
 from spkexp.data.manifest import IN_FOLDER, SEGMENT_RATE
 from spkexp.data.prepared import summary, write_json
 from spkexp.data.shards import ShardWriter
 from spkexp.data.workers import in_processes
 from spkexp.errors import UserError
+from spkexp.lock import hold
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def convert_table(order: Order) -> tuple[pl.DataFrame, dict[str, Any]]:
     a folder of other settings, for a disk that is full or may not be written, and as on_error says for bad files.
     """
     output = order.output
-    with locked(output / ".prepare.lock", REMEDY):
+    with hold(output / ".prepare.lock", None, REMEDY):
         settings = {
             **asdict(order.conversion),
             "packed": order.pack_bytes is not None,

@@ -1,7 +1,5 @@
 """Files that other processes may be writing too, and that a kill must not leave half written."""
 
-import fcntl
-import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,28 +9,6 @@ from pathlib import Path
 import polars as pl
 
 from spkexp.errors import UserError
-
-log = logging.getLogger(__name__)
-
-
-@contextmanager
-def locked(file: Path, remedy: str) -> Iterator[None]:
-    """Hold `file`, made if need be with its folder, against other processes; wait for the one that has it.
-
-    Raises UserError, which ends with `remedy`, where it cannot be written.
-    """
-    with writing(file, remedy):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: waiting for another process that works there", file.parent)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be locked: {error.strerror or error}; {remedy}") from None
-        yield
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from typing import Any
 
 import polars as pl
 
-from spkexp.data.files import locked, whole
+from spkexp.data.files import whole
 from spkexp.data.headers import HeaderParts, read_headers
 from spkexp.data.manifest import is_kaldi
 from spkexp.data.tree_state import state_of
+from spkexp.lock import hold
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def prepare(source: Source, cache: Path, *, keep: bool, refresh: bool = False, t
         return Prepared(table, None, {})
     remedy = "choose another folder with data.cache_dir=…"
     started = time.time_ns()
-    with locked(file.with_suffix(".lock"), remedy):
+    with hold(file.with_suffix(".lock"), None, remedy):
         # Another process may have finished while this one waited.
         found = _load(file, source, silent=True)
         if found is not None and (not refresh or file.with_suffix(".json").stat().st_mtime_ns > started):

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import polars as pl
 
 from spkexp.bar import Bar
-from spkexp.data.files import locked, writing
+from spkexp.data.files import writing
 from spkexp.errors import AudioError, UserError
+from spkexp.lock import hold
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def stage(paths: Sequence[str], stage_dir: Path, on_error: str = "raise") -> lis
     work = Path(base) / ".spkexp-staging"
     digest = hashlib.sha256("\0".join(sorted(outside)).encode(errors="surrogateescape")).hexdigest()[:16]
     done = work / f"{digest}.done"
-    with locked(work / "lock", REMEDY):
+    with hold(work / "lock", None, REMEDY):
         # Where another process finished the same while this one waited, there is nothing to look after.
         if not (done.exists() and done.stat().st_mtime_ns > asked):
             failed = _provide(outside, Path(base), work, on_error)

@@ -8,8 +8,8 @@ import polars as pl
 from spkexp.data.corpora import tree
 from spkexp.data.corpora.download import Archive, fetch, unpack
 from spkexp.data.corpora.librispeech import utterances
-from spkexp.data.files import locked
 from spkexp.errors import UserError
+from spkexp.lock import hold
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class MiniLibriSpeech:
                 f"data.root={root}: this is {other[0]}, and Mini LibriSpeech is not downloaded into it; choose another "
                 f"data.root for that, or {other[1]}"
             )
-        with locked(root / ".download.lock", "choose another data.root"):
+        with hold(root / ".download.lock", None, "choose another data.root"):
             for name, archive in archives.items():
                 if (folder / name).is_dir():  # by the process that had the lock before
                     continue
