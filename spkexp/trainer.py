@@ -95,15 +95,15 @@ class Trainer:
         position, settings = self.position, self.settings
         self._first_step = position.step
         module = self._wrapped()
-        source = Supply(self._parts)
-        self.meter.resume_clock()
         trace = StepTrace(settings.profile, self.folder / "profile", self.device)
         with (
             StopRequest() as stop,
+            Supply(self._parts) as source,
             TrainingProgress(position.step, self.origin.total_steps) as progress,
             self.watchdog,
             trace,
         ):
+            self.meter.resume_clock()
             while True:
                 stopping, late, unusable = distributed.any_of(stop(), self._is_late(), self.bad_files.pending)
                 if unusable:

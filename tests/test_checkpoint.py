@@ -571,7 +571,7 @@ def test_something_in_the_way(run: Path, last: Path) -> None:
     )
     last.unlink()
     durable.beside(last, "partial").touch()
-    assert f"cannot be saved: File exists ({last}.partial); move that away" in refused(run)
+    assert f"cannot be saved: Not a directory ({last}.partial); move that away" in refused(run)
     shutil.rmtree(run)
     run.touch()
     assert f"cannot be saved: Not a directory ({last}.partial); move that away" in refused(run)

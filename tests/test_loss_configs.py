@@ -65,6 +65,7 @@ def test_large_margin_preset() -> None:
     assert (cfg.loss.margin, cfg.loss.initial_margin, cfg.loss.ramp_epochs) == (0.5, 0.5, [0, 0])
     assert cfg.trainer.optimizer == {
         "_target_": "torch.optim.SGD", "lr": 1e-4, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4,
+        "fused": True,
     }  # fmt: skip
     schedule = build.build(cfg.trainer.schedule, "trainer.schedule", total_steps=500, steps_per_epoch=100)
     assert 1e-4 * schedule(499) == pytest.approx(2.5e-5)

@@ -227,7 +227,7 @@ def test_stopped_by_a_signal_saves_and_goes_on(
     process.send_signal(number)
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == code, output
-    saved = checkpoint.load_state(folder / "checkpoints" / "last")["step"]
+    saved = checkpoint.load_state(folder / "checkpoints" / "last")["position"]["step"]
     assert f"saved at step {saved}; go on with: python -m spkexp.train resume={folder}" in output
     assert "Traceback" not in output
     done = run("train", f"resume={folder}", f"trainer.max_steps={saved + 2}")
@@ -346,7 +346,7 @@ def test_ctrl_c_with_workers_saves(make_corpus: Corpus, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 130, output
-    assert checkpoint.load_state(folder / "checkpoints" / "last")["step"] >= 3
+    assert checkpoint.load_state(folder / "checkpoints" / "last")["position"]["step"] >= 3
 
 
 def test_resume_keeps_its_changes_and_refuses_what_cannot_be(make_corpus: Corpus, tmp_path: Path) -> None:

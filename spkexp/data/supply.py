@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 from spkexp.data.dataset import Batch
 from spkexp.errors import UserError
@@ -17,6 +18,9 @@ class Supply(Iterator[Batch]):
 
     start: the batches from one on, read by processes of their own or by this one. As what a batch holds depends on its
     place alone, nothing is lost or doubled. Raises UserError when they have died MAX_RESTARTS times.
+
+    As a context manager it ends the readers. They do not heed SIGTERM, by which Python would end them at its exit, and
+    would wait for it for ever.
     """
 
     def __init__(self, start: Callable[[int], Iterator[Batch]]) -> None:
@@ -30,6 +34,14 @@ class Supply(Iterator[Batch]):
         if signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return source
+
+    def __enter__(self) -> "Supply":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _end_readers()
 
     def __next__(self) -> Batch:
         while True:
@@ -52,10 +64,13 @@ class Supply(Iterator[Batch]):
             "data: a reading process was killed, %s; all are started again at the same place (%d of %d)",
             cause, self._restarts, MAX_RESTARTS,
         )  # fmt: skip
-        # Those that are left may wait for a lock that the dead one held; and they do not heed SIGTERM.
-        for reader in multiprocessing.active_children():
-            reader.kill()
+        _end_readers()  # those that are left may wait for a lock that the dead one held
         self._source = self._started()
+
+
+def _end_readers() -> None:
+    for reader in multiprocessing.active_children():
+        reader.kill()
 
 
 def _is_of_a_dead_reader(error: Exception) -> bool:
