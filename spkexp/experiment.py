@@ -25,7 +25,7 @@ from spkexp.pruning import Pruning
 from spkexp.report.finished import as_it_ended
 from spkexp.report.table import results_table
 from spkexp.results import write_results
-from spkexp.savepoint import Origin
+from spkexp.savepoint import Origin, read_state
 from spkexp.scorer import Scorer
 from spkexp.sections import Search, Tracking
 from spkexp.sections import Trainer as TrainerSettings
@@ -79,7 +79,7 @@ class Experiment:
             )
         self.labels = self.data.train.label_names
         self.scorer = Scorer(self.cfg, self.data, self.labels, self.device, self.workers)
-        self._choose_batch_size()
+        self._choose_batch_size(resumed)
         self.sampler = build.sampler(self.cfg, self.data.train, self.cfg.trainer.batch_size)
         last = self.settings.epochs * self.sampler.steps_per_epoch
         self.origin = Origin(
@@ -125,9 +125,13 @@ class Experiment:
         trainer.tracker.close()
         return Outcome(str(self.folder), results["best_value"], pruned=False)
 
-    def _choose_batch_size(self) -> None:
-        """Put the number into the config: a run goes on with the batches that it began with."""
+    def _choose_batch_size(self, resumed: bool) -> None:
+        """Put a number in the place of "auto" in the config: a run goes on with the batches that it began with."""
         if self.cfg.trainer.batch_size != "auto":
+            return
+        began_with = checkpoint.load_config(self.folder).trainer.batch_size if resumed else "auto"
+        if began_with != "auto":
+            self.cfg.trainer.batch_size = self.settings.batch_size = int(began_with)
             return
         rows = 1.0
         if self.augmentation is not None:  # it may give the original beside what became of it
@@ -146,7 +150,7 @@ class Experiment:
         torch.manual_seed(cfg.seed)
         model = build.model(cfg.model)
         head = None
-        if cfg.init_from is not None:
+        if pretrained and cfg.init_from is not None:
             folder = checkpoint.find(cfg.init_from)
             tensors, head = checkpoint.load_tensors(folder)
             checkpoint.load_into(model, tensors, folder, "model")
@@ -176,7 +180,7 @@ class Experiment:
             steps_per_epoch=self.origin.steps_per_epoch,
         )
         tracking = Tracking.model_validate(OmegaConf.to_container(cfg.tracking))
-        at = checkpoint.load_state(found)["position"] if found else {"step": 0, "validated": 0}
+        at = read_state(found)["position"] if found else {"step": 0, "validated": 0}
         search = Search.model_validate(OmegaConf.to_container(cfg.search)) if cfg.search else None
         optimizer = build.build(cfg.trainer.optimizer, "trainer.optimizer", params=groups)
         check_optimizer(optimizer, named)

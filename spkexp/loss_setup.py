@@ -39,9 +39,7 @@ def take_classes(loss: Loss, tensors: Mapping[str, Tensor], own: list[str], thei
     """
     index = {name: row for row, name in enumerate(theirs)}
     known = [row for row, name in enumerate(own) if name in index]
-    if not known:
-        return
-    rows = torch.tensor(known), torch.tensor([index[own[row]] for row in known])
+    rows = torch.tensor(known, dtype=torch.int64), torch.tensor([index[own[row]] for row in known], dtype=torch.int64)
     left = loss.take(tensors, *rows)
     if left:
         log.info("loss: of %s nothing could be taken over; they start anew", ", ".join(left))

@@ -1,9 +1,10 @@
 """What a run ends with: the best checkpoint and the untrained encoder on every trial list, as numbers and pictures."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -13,6 +14,7 @@ from spkexp.json_file import write_json
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.resume import RESULTS
+from spkexp.savepoint import RECENT, read_state
 from spkexp.scorer import Scorer
 from spkexp.scoring.classification import largest_class, summarise_classes
 from spkexp.scoring.verification import Scored, summarise, write_scores
@@ -37,12 +39,12 @@ def write_results(
     Returns results.json's content, in the main process with its "trials", and what was scored.
     """
     step, data, settings = trainer.train_step, scorer.data, scorer.settings
-    _load_best(folder, step)
+    chosen = _load_best(folder, step)
     scored = {name: scorer.score(step.model, evaluation) for name, evaluation in data.evaluation.items()}
     classified = scorer.classify(step.head, scored)
     closed = {name: scorer.closed_set(step.head, found) for name, found in scored.items() if name not in classified}
     untrained = {} if classified else _untrained(scorer, initial)  # a classifier's chance level is its largest class
-    results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks)
+    results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks, chosen)
     if not distributed.is_main():
         return results, scored
     for name, found in scored.items():
@@ -58,28 +60,60 @@ def write_results(
         write_classified(folder, answers, settings.save_scores)
     det_plot(folder / "plots" / "det.png", scored)
     write_json(folder / RESULTS, results)  # last: a run that has it is at its end
+    shutil.rmtree(folder / "checkpoints" / RECENT, ignore_errors=True)
     return results, scored
 
 
-def _load_best(folder: Path, step: TrainStep) -> None:
-    best = distributed.decided_by_main(lambda: checkpoint.find(folder))
-    model, head = checkpoint.load_tensors(best)
-    checkpoint.load_into(step.model, model, best, "model")
-    checkpoint.load_into(step.head, head, best, "head")
+class _Chosen(NamedTuple):
+    """The checkpoint that the results are of: its step, whose weights it has, and what chose it, if it is the best."""
+
+    step: int
+    weights: str
+    value: float | None
+
+
+def _load_best(folder: Path, step: TrainStep) -> _Chosen:
+    """Load the best checkpoint, and where it is damaged the newest one that is whole. Raises UserError."""
+
+    def choose() -> Path:
+        try:
+            return checkpoint.find(folder)
+        except UserError as damaged:
+            if (other := checkpoint.newest(folder)) is None:
+                raise
+            log.warning("%s; the results are those of %s", damaged, other)
+            return other
+
+    found = distributed.decided_by_main(choose)
+    model, head = checkpoint.load_tensors(found)
+    checkpoint.load_into(step.model, model, found, "model")
+    checkpoint.load_into(step.head, head, found, "head")
+    state = read_state(found)
+    at, best = state["position"]["step"], state["position"]["best"]
+    is_best = (best.get("step"), best.get("weights")) == (at, state["weights"])
+    return _Chosen(at, state["weights"], best["value"] if is_best else None)
 
 
 def _untrained(scorer: Scorer, initial: Callable[[], TrainStep]) -> dict[str, Any]:
     """What the initial weights score on every trial list; nothing where they cannot be had any more."""
+    step = None
     try:
         step = initial()
     except UserError as error:
         log.warning("the untrained encoder is not scored: %s", error)
+    if distributed.any_of(step is None)[0]:  # a process that fails alone must not leave the others waiting for it
         return {}
+    assert step is not None
     return {name: scorer.evaluate(step, evaluation) for name, evaluation in scorer.data.evaluation.items()}
 
 
 def _of_training(
-    cfg: DictConfig, trainer: Trainer, scorer: Scorer, utterances_per_epoch: int, banks: tuple[Any, ...]
+    cfg: DictConfig,
+    trainer: Trainer,
+    scorer: Scorer,
+    utterances_per_epoch: int,
+    banks: tuple[Any, ...],
+    chosen: _Chosen,
 ) -> dict[str, Any]:
     position, bad_files = trainer.position, trainer.bad_files
     utterances = position.step * utterances_per_epoch / trainer.origin.steps_per_epoch
@@ -91,9 +125,9 @@ def _of_training(
         "parameters": sum(p.numel() for p in trainer.train_step.model.parameters()),
         "classes": len(scorer.labels),
         "steps": position.step,
-        "best_step": position.best.get("step", position.step),
-        "best_weights": position.best.get("weights", "weights"),
-        "best_value": position.best.get("value"),
+        "best_step": chosen.step,
+        "best_weights": chosen.weights,
+        "best_value": chosen.value,
         "train_seconds": round(position.seconds, 3),
         "utterances_per_second": round(utterances / max(position.seconds, 1e-9), 3),
         "skipped_files": scorer.data.skipped + len(bad_files),

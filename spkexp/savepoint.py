@@ -20,6 +20,7 @@ from spkexp.step import TrainStep
 
 log = logging.getLogger(__name__)
 WEIGHTS, EMA, AVERAGE = "weights", "ema", "average"  # whose weights are in a checkpoint
+RECENT = "recent"  # weights that are kept to be averaged
 _MODEL, _HEAD = "model.", "head."  # as the parts of a TrainStep are called
 
 
@@ -77,23 +78,18 @@ class Savepoints:
         """Keep these weights, of the last `count`, for `averaged`."""
         if distributed.is_main():
             step = self.train_step
-            checkpoint.save_weights(self.folder / "recent", self.position.step, step.model, step.head, count)
+            checkpoint.save_weights(self.folder / RECENT, self.position.step, step.model, step.head, count)
 
     def averaged(self) -> dict[str, Tensor]:
         """The mean of what `keep` kept, by the names of the TrainStep's state_dict."""
-        files = distributed.broadcast(sorted((self.folder / "recent").glob("step-*.safetensors")))
+        files = distributed.broadcast(sorted((self.folder / RECENT).glob("step-*.safetensors")))
         model, head = checkpoint.average(files)
         log.info("trainer.average_last: the mean of %d, of steps %s", len(files), _steps(files))
         return _joined(model, head)
 
     def load(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`. Raises UserError where its position means nothing for this run."""
-        state = checkpoint.load_state(folder)
-        if "position" not in state:
-            raise UserError(
-                f"resume: {folder} was written by an earlier version; it can be evaluated, and init_from={folder} "
-                "starts a new run from its encoder"
-            )
+        state = read_state(folder)
         self._check(folder, state)
         tensors = state["trained"] or _joined(*checkpoint.load_tensors(folder))
         for part, module in ((_MODEL, self.train_step.model), (_HEAD, self.train_step.head)):
@@ -106,7 +102,7 @@ class Savepoints:
         self.bad_files.load(state["bad_files"])
         self.position.load(state["position"])
         if distributed.is_main():
-            checkpoint.drop_weights_after(self.folder / "recent", self.position.step)
+            checkpoint.drop_weights_after(self.folder / RECENT, self.position.step)
 
     def _check(self, folder: Path, state: dict[str, Any]) -> None:
         origin = self.origin
@@ -134,6 +130,17 @@ class Savepoints:
                 f"resume: the run is at step {state['position']['step']}, past the end at {origin.total_steps} that "
                 "trainer.epochs and trainer.max_steps ask for"
             )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `Savepoints.write` left beside the weights. Raises UserError for a checkpoint of an earlier version."""
+    state = checkpoint.load_state(folder)
+    if "position" not in state:
+        raise UserError(
+            f"resume: {folder} was written by an earlier version; it can be evaluated, and init_from={folder} "
+            "starts a new run from its encoder"
+        )
+    return state
 
 
 def _joined(model: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -228,12 +228,14 @@ class Trainer:
             raise stop.stopped() from None
         self.tracker.log(step, {"epoch": self.epoch, "seconds": round(self.position.seconds, 3), **found})
         self._save()
+        self.meter.resume_clock()
+        if not found or self.validation.finished():  # at its end a run is worth its results
+            return
+        value = min(criterion(metrics)[1] for metrics in found.values())
         # One process asks for all: they must not disagree.
-        epoch = max(1, round(self.epoch))
-        prune = "val" in found and distributed.is_main() and self.pruning.report(epoch, criterion(found["val"])[1])
+        prune = distributed.is_main() and self.pruning.report(max(1, round(self.epoch)), value)
         if distributed.any_of(prune)[0]:
             raise Pruned
-        self.meter.resume_clock()
 
     @property
     def epoch(self) -> float:

@@ -70,7 +70,10 @@ class Validation:
         if self.settings.average_last is not None:
             self.savepoints.keep(self.settings.average_last)
             if self.finished():
+                # Which ends the training, however good the average is.
+                patience = position.since_best
                 found[_NAMES[AVERAGE]] = self._offer(AVERAGE, self.savepoints.averaged(), should_stop)
+                position.since_best = patience
         best = _NAMES[position.best["weights"]] if position.best.get("step") == position.step else None
         log.info(
             "epoch %g  %s  loss %.3f  %.0f utt/s  %.0f s",

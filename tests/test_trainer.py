@@ -197,3 +197,19 @@ def test_it_stops_after_validations_without_a_better_one(tmp_path: Path) -> None
         ends.append(checks.finished())
     assert ends == [False, False, False, True]  # an equal one is no better one
     assert points.position.best["step"] == 2
+
+
+def test_an_average_that_is_better_does_not_undo_an_early_stop(tmp_path: Path) -> None:
+    points = savepoints(tmp_path)
+    step: Any = points.train_step
+    checks = validation(
+        points, lambda stop: {"eer": abs(float(step.model.weight.detach()[0, 0]) - 3.0)}, average_last=2, early_stop=1
+    )
+    for number, value in enumerate((2.0, 4.5), start=1):
+        points.position.step = number
+        step.set(value)
+        assert not checks.finished()
+        found = checks.run(lambda: False)
+    assert found["val_average"]["eer"] == pytest.approx(0.25)
+    assert points.position.best["weights"] == "average"
+    assert checks.finished()
