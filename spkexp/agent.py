@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from spkexp import distributed
 from spkexp.cli import EXIT_USER
+from spkexp.exit_codes import STOPPED, warnings
 from spkexp.interrupt import Stopped, StopRequest
 
 # How long the processes may take to finish their step and save, once a signal asked them to.
@@ -24,7 +25,6 @@ GRACE_SECONDS = 300.0
 # How long those may take that are told to stop at once, or whose fellow ended by a mistake that all of them find.
 SHORT_GRACE_SECONDS = 10.0
 # Ends that were asked for: by signals, or by the user's mistake. Another attempt would only repeat them.
-STOPPED = frozenset({128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP, os.EX_TEMPFAIL})
 FINAL = STOPPED | {EXIT_USER}
 ORDERLY = FINAL | {distributed.EXIT_LOST}
 
@@ -36,12 +36,14 @@ class Agent(LocalElasticAgent):
     is the ranks that failed before torch ended the rest, with their exit codes (negative: minus the signal).
     """
 
-    def __init__(self, spec: WorkerSpec, stop: StopRequest) -> None:
+    def __init__(self, spec: WorkerSpec, stop: StopRequest, meeting: str) -> None:
+        """meeting: which nodes are to come together, where and within what time, for the message that they did not."""
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull))
-        self.stop = stop
+        self.stop, self.meeting = stop, meeting
         self.failed: dict[int, int] = {}
         self._failed_at = 0.0
         self._deadline = float("inf")  # of the processes, to end after a signal
+        self._killed = False
         self._joining = False
 
     def launch(self) -> tuple[int, str] | None:
@@ -53,7 +55,10 @@ class Agent(LocalElasticAgent):
         except Stopped:  # while it waited for the other nodes
             return None
         except RendezvousError as error:
-            return 1, f"the nodes of the launch did not come together: {error}"
+            return 1, (
+                f"the nodes of the launch did not come together, {self.meeting}: {str(error) or type(error).__name__}; "
+                "see whether each node's task was started, and reaches that address"
+            )
         finally:
             self._worker_group.spec.rdzv_handler.shutdown()
         if result is None:  # a node whose processes failed has closed the rendezvous
@@ -62,14 +67,21 @@ class Agent(LocalElasticAgent):
             return None
         if EXIT_USER in self.failed.values():
             return EXIT_USER, ""
+        # Signals that the processes were sent by somebody else.
+        codes = set(self.failed.values()) - {distributed.EXIT_LOST}
+        if codes and codes <= STOPPED:
+            return (os.EX_TEMPFAIL if os.EX_TEMPFAIL in codes else min(codes)), ""
         return 1, f"{self._what_failed()}{self._where_to_look()}"
 
     def forward(self, number: int) -> None:
-        """Pass a signal on to the processes; a second of its kind is that they stop at once."""
+        """Pass a signal on to the processes. After the first, `stop` passes on repetitions, which are that they stop at
+        once, and a cluster's warning, which never hurries."""
         if self._joining:
             raise Stopped(number)
-        first = self._deadline == float("inf")
-        self._deadline = time.monotonic() + (GRACE_SECONDS if first else SHORT_GRACE_SECONDS)
+        if self._deadline == float("inf"):
+            self._deadline = time.monotonic() + GRACE_SECONDS
+        elif number not in warnings():
+            self._deadline = min(self._deadline, time.monotonic() + SHORT_GRACE_SECONDS)
         self._send(number)
 
     def _send(self, number: int) -> None:
@@ -107,7 +119,9 @@ class Agent(LocalElasticAgent):
             self._failed_at = time.monotonic()
         self.failed = failed
         if time.monotonic() > self._deadline:
-            _say("the processes did not end in time: they are killed")
+            if not self._killed:
+                _say("the processes did not end in time: they are killed")
+            self._killed = True
             self._send(signal.SIGKILL)
         elif None in codes.values() and failed and set(failed.values()) <= ORDERLY:
             # torch would end the others with SIGTERM: here they are about to end by themselves, with something to say.

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,6 +131,18 @@ def _config_groups() -> str:
     return textwrap.indent("\n".join(paragraphs), "  ")
 
 
+class _LogFile(logging.FileHandler):
+    """One that a full disk does not turn into a traceback for every line: the run will tell, or finds room again."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def set_up_logging(file: Path | None = None) -> None:
     """Log lines to stderr as they are, and with time and level to `file` as well."""
     root = logging.getLogger()
@@ -145,6 +157,6 @@ def set_up_logging(file: Path | None = None) -> None:
         console.setLevel(logging.WARNING)
     root.addHandler(console)
     if file is not None:
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = _LogFile(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(handler)

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError
 from spkexp.override_errors import explain
+from spkexp.resume import twins
 
 # Modules that an option of a group needs beside what is always installed; the extras are called the same.
 _EXTRAS = {
@@ -71,7 +72,7 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
     with _hydra(config_dir):
         parsed, mistakes = _parse(arguments)
         if multirun:
-            jobs, unfit = _jobs(parsed)
+            checked, unfit = _check_jobs(parsed)
             mistakes += unfit
             mistakes += [
                 "run_dir: one folder cannot hold the runs of a sweep; leave it out"
@@ -81,9 +82,10 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
         else:
             sweeps = [o for o in parsed if o.is_sweep_override()]
             mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
-            jobs = [[str(o.input_line) for o in parsed if not o.is_sweep_override()]]
-        checked = [_check_one(overrides) for overrides in jobs]
+            checked = [_check_one([str(o.input_line) for o in parsed if not o.is_sweep_override()])]
     mistakes += [mistake for _, found in checked for mistake in found]
+    if multirun and not mistakes:
+        mistakes += twins([cfg for cfg, _ in checked if cfg is not None])
     first = checked[0][0]
     if mistakes or first is None:
         raise ConfigError(list(dict.fromkeys(mistakes)))
@@ -137,34 +139,61 @@ def _parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     return parsed, mistakes
 
 
-def _jobs(parsed: list[Override]) -> tuple[list[list[str]], list[str]]:
-    """(the overrides of each job to check, mistakes) of a sweep.
+Checked = tuple[DictConfig | None, list[str]]
+
+
+def _check_jobs(parsed: list[Override]) -> tuple[list[Checked], list[str]]:
+    """(config and mistakes of each job that is checked, other mistakes) of a sweep.
 
     A grid runs every combination. A search draws some: each value is checked once, beside the first of the others,
     and of an interval both ends.
     """
-    fixed, choices, mistakes = [], [], []
-    search = next((o.value() for o in parsed if o.key_or_group == "hydra/sweeper"), "basic") != "basic"
+    fixed, swept, mistakes = [], [], []
     for override in parsed:
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
         elif override.key_or_group.startswith(("hydra/", "hydra.")):
             mistakes.append(f"{override.key_or_group}: is the same for all jobs of a sweep; give one value")
         else:
-            values, mistake = _values(override, search)
-            mistakes += [mistake] if mistake else []
-            choices.append([f"{override.get_key_element()}={value}" for value in values])
-    choices = [values for values in choices if values]
-    if not search:
-        return [[*fixed, *combination] for combination in itertools.product(*choices)], mistakes
+            swept.append(override)
+    found = [(override, *_values(override)) for override in swept]
+    mistakes += [mistake for _, _, mistake in found if mistake]
+    choices = [[f"{override.get_key_element()}={value}" for value in values] for override, values, _ in found if values]
     first = [values[0] for values in choices]
-    others = [
-        [*first[:index], value, *first[index + 1 :]] for index, values in enumerate(choices) for value in values[1:]
-    ]
-    return [[*fixed, *job] for job in [first, *others]], mistakes
+    checked = [_check_one([*fixed, *first])]
+    if checked[0][0] is None:
+        return checked, mistakes
+    mistakes += _mistakes_of_launcher(checked[0][0])
+    if option("hydra/sweeper") == "basic":
+        mistakes += [_not_listed(override) for override in swept if isinstance(override.value(), IntervalSweep)]
+        others = [list(combination) for combination in itertools.product(*choices)][1:]
+    else:
+        others = [
+            [*first[:index], value, *first[index + 1 :]] for index, values in enumerate(choices) for value in values[1:]
+        ]
+    return [*checked, *(_check_one([*fixed, *job]) for job in others)], mistakes
 
 
-def _values(override: Override, search: bool) -> tuple[list[str], str | None]:
+def option(group: str) -> str:
+    """Which file of conf/`group`, hydra/launcher say, the config that was composed last has."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def _mistakes_of_launcher(cfg: DictConfig) -> list[str]:
+    """Slurm starts nodes × tasks_per_node tasks: what is no DDP launch over the nodes would be a whole run in each."""
+    hydra = HydraConfig.get()
+    if option("hydra/launcher") != "submitit_slurm":
+        return []
+    key, nodes, tasks = "hydra.launcher", hydra.launcher.nodes, hydra.launcher.tasks_per_node
+    if tasks != 1:
+        remedy = "leave it at 1, trainer.nproc=N starts N processes on each node"
+        return [f"{key}.tasks_per_node: {tasks} tasks of a node would each train; {remedy}"]
+    if nodes == 1 or OmegaConf.select(cfg, "trainer.nproc") is not None:
+        return []
+    return [f"{key}.nodes={nodes} needs trainer.nproc=N, the number of processes on each node"]
+
+
+def _values(override: Override) -> tuple[list[str], str | None]:
     """(values that a sweep gives a key, what is wrong with them)."""
     key, value = override.key_or_group, override.value()
     given = str(override.input_line).partition("=")[2]
@@ -177,13 +206,21 @@ def _values(override: Override, search: bool) -> tuple[list[str], str | None]:
         return names, None if names else f"{key}: {given} matches no file; conf/{key} has {there}"
     if override.is_discrete_sweep():
         values = list(override.sweep_string_iterator())
-        return values, None if values else f"{key}: {given} is empty; give at least one value"
-    if not search or not isinstance(value, IntervalSweep):
-        return [], f"{key}: a sweep cannot try all of {given}; list values, {key}=A,B, or add hydra/sweeper=optuna"
+        if not values:
+            return [], f"{key}: {given} is empty; give at least one value"
+        twice = next((value for value in values if values.count(value) > 1), None)
+        return values, None if twice is None else f"{key}: {twice} is there twice; leave one out"
+    if not isinstance(value, IntervalSweep):
+        return [], _not_listed(override)
     return [str(value.start), str(value.end)], None
 
 
-def _check_one(overrides: list[str]) -> tuple[DictConfig | None, list[str]]:
+def _not_listed(override: Override) -> str:
+    key, _, given = str(override.input_line).partition("=")
+    return f"{key}: a sweep cannot try all of {given}; list values, {key}=A,B, or add hydra/sweeper=optuna"
+
+
+def _check_one(overrides: list[str]) -> Checked:
     """(config, all mistakes) of one job: what Hydra cannot compose is noted and left out, then the rest is checked."""
     mistakes: list[str] = []
     remaining, appended = list(overrides), list[str]()
@@ -199,7 +236,7 @@ def _check_one(overrides: list[str]) -> tuple[DictConfig | None, list[str]]:
                 mistakes.append(mistake)
             appended += [override for override in bad if override not in remaining]
             remaining = bad
-    mistakes += _missing_extras(remaining)
+    mistakes += _missing_extras()
     try:
         check(cfg)
     except ConfigError as error:
@@ -227,11 +264,11 @@ def _compose(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def _missing_extras(overrides: list[str]) -> list[str]:
+def _missing_extras() -> list[str]:
     """Options whose module is not installed."""
     missing = []
-    for group, option in (override.split("=", 1) for override in overrides if override.startswith("hydra/")):
-        extra = _EXTRAS.get(group, {}).get(option)
+    for group, extras in _EXTRAS.items():
+        extra = extras.get(option(group))
         if extra is not None and find_spec(extra) is None:
-            missing.append(f"{group}={option}: {extra} is not installed; pip install 'spkexp[{extra}]'")
+            missing.append(f"{group}={option(group)}: {extra} is not installed; pip install 'spkexp[{extra}]'")
     return missing

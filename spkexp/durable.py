@@ -24,9 +24,12 @@ _REMEDIES = {
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EROFS: "mount the file system for writing",
+    errno.EIO: "have the disk, or the network to it, checked",
     errno.ENOTDIR: _MOVE,
     errno.EEXIST: _MOVE,
 }
+# What says of an error that a file could not be written, unlike ENOENT, say.
+_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def seal(folder: Path) -> None:
@@ -181,6 +184,28 @@ def discard(folder: Path) -> None:
 
 def beside(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name}.{kind}")
+
+
+def not_written(error: BaseException, run: Path) -> UserError | None:
+    """What the user does about an `error` of writing in the folder of a run; None: that is not what it is."""
+    if not isinstance(error, OSError) or error.errno not in _UNWRITTEN:
+        return None
+    if error.filename is None:  # of a file that was open already
+        of_the_run = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not _is_of_shared_memory(error)
+    else:
+        of_the_run = Path(os.fsdecode(error.filename)).absolute().is_relative_to(run.absolute())
+    if not of_the_run:
+        return None
+    cause, remedy = cause_and_remedy(error)
+    return UserError(f"{run}: cannot be written: {cause}; {remedy}, then go on with resume={run}")
+
+
+def _is_of_shared_memory(error: OSError) -> bool:
+    """Whether what has no room is not a disk: for multiprocessing's locks and buffers it is said alike."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "multiprocessing" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
 def cause_and_remedy(error: BaseException) -> tuple[str, str]:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, corpus, distributed, numerics, run_folder
+from spkexp import build, checkpoint, corpus, distributed, durable, numerics, run_folder
 from spkexp.augment.augmentation import Signal
 from spkexp.batch_memory import largest_batch_size
 from spkexp.cli import set_up_logging
 from spkexp.data.dataset import Batch, Crops, Parts, loader
 from spkexp.errors import UserError
+from spkexp.interrupt import Stopped, StopRequest
 from spkexp.loss_setup import check_loss, take_classes
 from spkexp.machine import check_machine
 from spkexp.meter import BadFiles, Meter
@@ -36,27 +37,39 @@ from spkexp.trainer import Pruned, Trainer
 log = logging.getLogger(__name__)
 
 
-def run_experiment(cfg: DictConfig, device: torch.device, resumed: bool) -> Outcome:
+def run_experiment(cfg: DictConfig, device: torch.device, resumed: bool, stop: StopRequest) -> Outcome:
     """resumed: cfg.run_dir is the folder of a run to go on with. Raises UserError, and Stopped with all saved."""
     check_machine(cfg, device)
     settings = TrainerSettings.model_validate(OmegaConf.to_container(cfg.trainer))
     with numerics.configure(settings, device), run_folder.opened(cfg, resumed) as place:
-        set_up_logging(place.folder / "train.log" if distributed.is_main() else None)
-        if place.finished:
-            return as_it_ended(place.folder, shown=distributed.is_main())
-        if distributed.is_main():
-            run_folder.record_environment(place.folder, cfg)
-            log.info("run folder: %s", place.folder)
-        return Experiment(cfg, settings, device, place.folder, place.resumed).run()
+        try:
+            set_up_logging(place.folder / "train.log" if distributed.is_main() else None)
+            if place.finished:
+                return as_it_ended(place.folder, shown=distributed.is_main())
+            if distributed.is_main():
+                run_folder.record_environment(place.folder, cfg)
+                log.info("run folder: %s", place.folder)
+            experiment = Experiment(cfg, settings, device, place.folder, place.resumed, stop)
+        except (OSError, KeyboardInterrupt, Stopped) as error:  # a mistake in the config leaves nothing to go on with
+            if (mistake := _explain_the_end(place.folder, error)) is not None:
+                raise mistake from error
+            raise
+        return experiment.run()
 
 
 class Experiment:
     """One training run: the constructor builds everything, `run` uses it."""
 
     def __init__(
-        self, cfg: DictConfig, settings: TrainerSettings, device: torch.device, folder: Path, resumed: bool
+        self,
+        cfg: DictConfig,
+        settings: TrainerSettings,
+        device: torch.device,
+        folder: Path,
+        resumed: bool,
+        stop: StopRequest,
     ) -> None:
-        self.cfg, self.settings, self.device, self.folder = cfg, settings, device, folder
+        self.cfg, self.settings, self.device, self.folder, self.stop = cfg, settings, device, folder, stop
         self.workers = corpus.num_workers(cfg, device)
         try:
             self._build(resumed)
@@ -107,15 +120,14 @@ class Experiment:
             trainer.fit()
             results, scored = write_results(
                 self.cfg, self.folder, trainer, self.scorer, self.sampler.utterances_per_epoch, self.banks,
-                lambda: self._build_step(True, self.origin.steps_per_epoch),
+                lambda: self._build_step(True, self.origin.steps_per_epoch), self.stop,
             )  # fmt: skip
         except Pruned:
             log.info("the search that this run belongs to ends it: others were better at the same step")
             trainer.tracker.close()
             return Outcome(str(self.folder), trainer.position.best.get("value"), pruned=True)
         except BaseException as error:
-            self._explain_the_end(error)
-            if (mistake := numerics.explain(error)) is not None:
+            if (mistake := _explain_the_end(self.folder, error)) is not None:
                 raise mistake from error
             raise
         if distributed.is_main():
@@ -140,8 +152,13 @@ class Experiment:
             signal = Signal(two.waveform, two.lengths, keys, np.arange(len(keys)))
             rows = len(self.augmentation(signal, iter(two.material)).waveform) / max(1, len(keys))
         step = self._build_step(pretrained=False, steps_per_epoch=1)
-        seconds, classes, utterances = self.cfg.data.crop_seconds, len(self.labels), len(self.data.train)
-        self.settings.batch_size = largest_batch_size(step, seconds, rows, self.settings, classes, utterances)
+        train, sampler = self.data.train, self.cfg.data.sampler
+        together = sampler.get("utterances_per_speaker", 1)
+        # Speakers times what is drawn of each, or the utterances, of which an epoch may take one of several copies.
+        drawn = train.rows if self.cfg.augment.speed_copies == "one" else len(train)
+        most = min(drawn, len(self.labels) * together) if together > 1 else drawn
+        seconds, classes = self.cfg.data.crop_seconds, len(self.labels)
+        self.settings.batch_size = largest_batch_size(step, seconds, rows, self.settings, classes, most, together)
         self.cfg.trainer.batch_size = self.settings.batch_size
 
     def _build_step(self, pretrained: bool, steps_per_epoch: int) -> TrainStep:
@@ -200,6 +217,7 @@ class Experiment:
             origin=self.origin,
             folder=self.folder,
             device=self.device,
+            stop=self.stop,
         )
         if found:
             trainer.load(found)
@@ -254,12 +272,12 @@ class Experiment:
                 "no validation trials: the best checkpoint is the last; data.split or data.trials.val gives some"
             )
 
-    def _explain_the_end(self, error: BaseException) -> None:
-        """After an interruption or a failure, say what there is to go on from."""
-        if not distributed.is_main() or not isinstance(error, Exception | KeyboardInterrupt):
-            return
+
+def _explain_the_end(folder: Path, error: BaseException) -> UserError | None:
+    """After an interruption or a failure, say what there is to go on from; returns the user's part in it, if any."""
+    if distributed.is_main() and isinstance(error, Exception | KeyboardInterrupt | Stopped):
         try:
-            saved = checkpoint.newest(self.folder)
+            saved = checkpoint.newest(folder)
             what = (
                 f"saved at step {checkpoint.load_state(saved)['position']['step']}"
                 if saved
@@ -267,4 +285,5 @@ class Experiment:
             )
         except UserError as damaged:  # of all that goes wrong, this is not what ended the run
             what = str(damaged)
-        log.info("%s; go on with: python -m spkexp.train resume=%s", what, self.folder)
+        log.info("%s; go on with: python -m spkexp.train resume=%s", what, folder)
+    return numerics.explain(error) or durable.not_written(error, folder)

@@ -1,16 +1,16 @@
-"""Signals while training: finish the step, save, stop; and whoever sent one may learn how to go on."""
+"""Signals to a run: finish the step, save, stop; and whoever sent one may learn how to go on."""
 
 import logging
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from spkexp import distributed
+from spkexp import distributed, exit_codes
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +18,10 @@ log = logging.getLogger(__name__)
 ONE_REQUEST_SECONDS = 1.0
 
 
-def warnings() -> set[int]:
-    """Signals by which a cluster announces that it will take the machine back: the job is to be started again.
+class Stopped(BaseException):
+    """A run was asked to stop by a signal, and what there is to save is saved.
 
-    SIGUSR1 is what people ask of Slurm (`--signal=USR1@120`); submitit asks for SIGUSR2 or what its variable names.
-    """
-    chosen = signal.Signals.__members__.get("SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
-    return {signal.SIGUSR1, signal.SIGUSR2, *([chosen] if chosen is not None else [])}
-
-
-class Stopped(Exception):
-    """Training was asked to stop by a signal, and is saved.
-
+    No Exception, for it can be raised anywhere, and is nothing to recover from.
     handler: who handled the signal before this package did, if anybody.
     """
 
@@ -40,17 +32,19 @@ class Stopped(Exception):
     @property
     def exit_code(self) -> int:
         """75 (EX_TEMPFAIL: start it again) after a cluster's warning, else 128 and the signal, as shells have it."""
-        return os.EX_TEMPFAIL if self.signal in warnings() else 128 + self.signal
+        return exit_codes.of_signal(self.signal)
 
     def leave(self) -> NoReturn:
         """End the process, when nothing is left to do. submitit's handler of its warning requeues the job before."""
-        if self.signal in warnings() and callable(self.handler):
+        if self.signal in exit_codes.warnings() and callable(self.handler):
             self.handler(self.signal, None)
         sys.exit(self.exit_code)
 
 
 class StopRequest:
     """True once a signal asked to stop, while the block runs: the first only asks, the same once more stops at once.
+
+    Inside `at_once`, where there is nothing to save, the first raises Stopped wherever the main thread is.
 
     SIGINT, SIGTERM, SIGHUP (a terminal that is closed, unless nohup has it ignored) and the `warnings`, which never
     hurry: what follows them is only the cluster's patience running out. A warning that comes after another signal
@@ -61,7 +55,8 @@ class StopRequest:
     def __init__(self, forward: Callable[[int], None] | None = None) -> None:
         self.number: int | None = None
         self.forward = forward
-        self._warnings = warnings()
+        self._asks = True
+        self._warnings = exit_codes.warnings()
         self._seen: dict[int, float] = {}
         self._previous: dict[int, Any] = {}
 
@@ -76,10 +71,31 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, except in `asked`, a signal does not wait for anybody to heed it."""
+        self._asks = False
+        try:
+            yield
+        finally:
+            self._asks = True
+
+    @contextmanager
+    def asked(self) -> Iterator["StopRequest"]:
+        """Inside, a signal only asks, `at_once` or not; one that nobody has heeded raises Stopped at the end."""
+        before, self._asks = self._asks, True
+        try:
+            yield self
+        finally:
+            self._asks = before
+        if self.number is not None:
+            raise self._stopped(self.number)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         again = now - self._seen.setdefault(number, now) > ONE_REQUEST_SECONDS and number not in self._warnings
         new = self.number is None or (number in self._warnings and self.number not in self._warnings)
+        first = self.number is None
         if new:
             self.number = number
         if self.forward is not None:
@@ -87,8 +103,10 @@ class StopRequest:
                 self.forward(number)
         elif again:
             raise KeyboardInterrupt
-        elif new and distributed.is_main():
-            log.info("%s: saving after this step%s", signal.Signals(number).name, self._hint(number))
+        elif first and not self._asks:
+            raise self._stopped(number)
+        elif new and self._asks and distributed.is_main():
+            log.info("%s: stopping as soon as all is saved%s", signal.Signals(number).name, self._hint(number))
 
     def _hint(self, number: int) -> str:
         return "" if number in self._warnings else " (once more: stop at once)"
@@ -100,7 +118,11 @@ class StopRequest:
         return set(self._seen)
 
     def stopped(self) -> Stopped:
-        """The exception for the signal that some process received; a warning before others."""
+        """The exception for the signal that some process received; a warning before others. All processes call it."""
         numbers = [number for number in distributed.gather(self.number) if number is not None]
-        number = min(numbers, key=lambda n: n not in self._warnings)
+        # Noted in those that did not receive it, too: it is not to be raised once more when it reaches them.
+        self.number = min(numbers, key=lambda n: n not in self._warnings)
+        return self._stopped(self.number)
+
+    def _stopped(self, number: int) -> Stopped:
         return Stopped(number, self._previous.get(number))

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from spkexp import distributed
-from spkexp.agent import Agent, environment
+from spkexp.agent import GRACE_SECONDS, Agent, environment
 from spkexp.cli import EXIT_USER, errors_to_exit_codes
 from spkexp.errors import ConfigError, UserError
 from spkexp.interrupt import StopRequest
@@ -32,6 +32,8 @@ from spkexp.outcome import Outcome
 _START = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); from spkexp.launch import main; main()"
 # How long a process waits for the first of its node to have made the same mistake, and to tell of it.
 _TELLING_SECONDS = 3.0
+# How long a node waits for the others of its launch.
+_MEETING_SECONDS = 600
 # Ports for the nodes to meet at: below those that systems hand out by themselves.
 _PORTS = range(15_000, 32_000)
 
@@ -50,6 +52,24 @@ class Nodes:
     endpoint: str
     address: str | None
     run_id: str
+
+    @property
+    def meeting(self) -> str:
+        return f"{self.count} at {self.endpoint} within {_MEETING_SECONDS} s"
+
+    @property
+    def remedy(self) -> str:
+        if self.own == 0:
+            return "if another program has the port, start the step or the job again: each takes another port"
+        return f"see whether the task on {self.endpoint.partition(':')[0]} runs, and no firewall is in between"
+
+    def exit_code(self, code: int) -> int:
+        """That of this node's task, where the run's is `code`.
+
+        Slurm may kill the other tasks of a step as soon as one fails (KillOnBadExit), and after a warning the first is
+        still to save, or to put the job into the queue again: the others end without a word.
+        """
+        return 0 if code == os.EX_TEMPFAIL and self.own != 0 else code
 
     @staticmethod
     def here(launches: int) -> "Nodes":
@@ -100,9 +120,10 @@ def run(cfg: DictConfig, resumed: bool, task: str = "spkexp.train:run") -> Outco
         OmegaConf.save(cfg, Path(folder, "config.yaml"))
         command = ("-c", _START, str(os.getpid()), folder, task, str(int(resumed)))
         try:
-            agent = Agent(_spec(cfg, nodes, command), stop)
+            agent = Agent(_spec(cfg, nodes, command), stop, nodes.meeting)
         except RendezvousError as error:
-            failure: tuple[int, str] | None = (1, f"{nodes.endpoint}, where the nodes are to meet: {error.__cause__}")
+            why = error.__cause__ or error
+            failure: tuple[int, str] | None = (1, f"the nodes cannot meet, {nodes.meeting}: {why}; {nodes.remedy}")
         else:
             stop.forward = agent.forward
             with environment(OMP_NUM_THREADS=threads):
@@ -112,9 +133,12 @@ def run(cfg: DictConfig, resumed: bool, task: str = "spkexp.train:run") -> Outco
         code, message = failure
         if message:
             print(f"spkexp: {message}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(nodes.exit_code(code))
     if stop():
-        stop.stopped().leave()
+        stopped = stop.stopped()
+        if nodes.own != 0:  # the first node's task is the one that has the job requeued
+            sys.exit(nodes.exit_code(stopped.exit_code))
+        stopped.leave()
     return outcome if nodes.own == 0 else None
 
 
@@ -128,6 +152,7 @@ def _spec(cfg: DictConfig, nodes: Nodes, command: tuple[str, ...]) -> WorkerSpec
         local_addr=nodes.address,
         is_host=nodes.own == 0,
         read_timeout=300,  # a node may be minutes later than the first
+        join_timeout=_MEETING_SECONDS,
     )
     return WorkerSpec(
         role="spkexp",
@@ -169,14 +194,22 @@ def _told_by_another(mistake: str, file: Path) -> bool:
 
 
 def _share(outcome: Outcome | None, file: Path) -> None:
-    """Leave rank 0's outcome to every node's parent: the node that has rank 0 need not be Slurm's first."""
+    """Leave rank 0's outcome to every node's parent: the node that has rank 0 need not be Slurm's first.
+
+    Raises SystemExit where rank 0 does not come to it: the agents wait no longer for one another, either.
+    """
     key = f"outcome/{distributed.attempt()}"
     if os.environ["RANK"] == "0":
         if outcome is not None:
             outcome.write(file)
         distributed.remember(key, file.read_text(encoding="utf-8") if outcome is not None else "")
     elif os.environ["LOCAL_RANK"] == "0":
+        end, pause = time.monotonic() + GRACE_SECONDS, 0.05
         while (text := distributed.recall(key)) is None:
-            time.sleep(0.05)
+            if time.monotonic() > end:
+                print(f"spkexp: rank 0 did not come to its end within {GRACE_SECONDS:g} s", file=sys.stderr)
+                sys.exit(distributed.EXIT_LOST)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)  # each look is a connection to the node that has the memory
         if text:
             file.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from spkexp import distributed
 from spkexp.data.dataset import Bad, Batch
 from spkexp.data.utterances import Strings
 from spkexp.errors import UserError
-from spkexp.non_finite import NotFinite
+from spkexp.non_finite import MIN_SCALE, NotFinite
 from spkexp.step import StepOutput
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,14 @@ class _Pending:
     loss: list[Tensor]
     accuracy: list[Tensor]
     norm: Tensor | None
+    scale: Tensor | None
     items: list[Tensor]
 
 
 class Meter:
     """Averages since the last report: loss, accuracy, gradient norm, speed, and the share of time spent on waiting.
+
+    The gradient's norm is there where somebody computed it, and with fp16 there is the newest loss scale.
 
     A step's tensors are read while the next one runs, so that a GPU never waits for the CPU.
     """
@@ -41,11 +44,12 @@ class Meter:
         self._ids = ids
         self._pending: list[_Pending] = []
         self._newest: _Pending | None = None
-        self._last_report = dict.fromkeys(("loss", "accuracy", "grad_norm", "utterances_per_second", "data_wait"), 0.0)
+        self._last_report = dict.fromkeys(("loss", "accuracy", "utterances_per_second", "data_wait"), 0.0)
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = {"loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
+        self._sums = {"loss": 0.0, "accuracy": 0.0}
+        self._scale: dict[str, float] = {}
         self._steps = self._utterances = 0
         self._seconds = self._waited = 0.0
         self._latest = time.monotonic()
@@ -61,14 +65,20 @@ class Meter:
         self._waited += time.monotonic() - begin
         return batch
 
-    def record(self, step: int, parts: list[tuple[Batch, StepOutput]], norm: Tensor | None) -> float:
-        """Take note of a step; returns the seconds it took. Raises NotFinite for the step before."""
+    def record(
+        self, step: int, parts: list[tuple[Batch, StepOutput]], norm: Tensor | None, scale: Tensor | None
+    ) -> float:
+        """Take note of a step; returns the seconds it took. Raises NotFinite for the step before.
+
+        norm: of the gradient, and scale: of the loss, after the step; None where there is none.
+        """
         self._pending.append(
             _Pending(
                 step,
                 [output.loss.detach() for _, output in parts],
                 [output.accuracy for _, output in parts],
                 norm,
+                scale,
                 [batch.item for batch, _ in parts],
             )
         )
@@ -96,13 +106,21 @@ class Meter:
         while len(self._pending) > keep:
             entry = self._pending.pop(0)
             loss = torch.stack(entry.loss).mean().item()
-            norm = entry.norm.item() if entry.norm is not None else 0.0
-            for what, value in (("the loss", loss), ("the gradient's norm", norm)):
-                if not math.isfinite(value):
-                    self._raise(entry, f"{what} is {value}")
-            self._sums["loss"] += loss
-            self._sums["accuracy"] += torch.stack(entry.accuracy).mean().item()
-            self._sums["grad_norm"] += norm
+            found = {"loss": loss, "accuracy": torch.stack(entry.accuracy).mean().item()}
+            if entry.norm is not None:
+                found["grad_norm"] = entry.norm.item()
+            for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+                if not math.isfinite(found.get(name, 0.0)):
+                    self._raise(entry, f"{what} is {found[name]}")
+            if entry.scale is not None:
+                self._scale = {"loss_scale": entry.scale.item()}
+                if self._scale["loss_scale"] < MIN_SCALE:
+                    self._raise(
+                        entry,
+                        f"the loss scale of fp16 is down to {self._scale['loss_scale']:.2g}, for the "
+                        "gradients of step after step are not finite",
+                    )
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in found.items()}
 
     def check_finite(self, module: nn.Module) -> None:
         """Raises NotFinite, which names the newest step, where a weight or a statistic of `module` is not finite.
@@ -147,6 +165,7 @@ class Meter:
             return self._last_report
         return {
             **{name: total / settled for name, total in self._sums.items()},
+            **self._scale,
             "utterances_per_second": self._utterances / self._seconds,
             "data_wait": self._waited / self._seconds,
         }
@@ -163,6 +182,7 @@ class BadFiles:
         self._seen: set[str] = set()
         self._found: list[Bad] = []
         self._recordings: set[str] = set()
+        self._new_recordings: set[str] = set()  # since `settle`
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -177,17 +197,22 @@ class BadFiles:
         for entry in batch.bad:  # nothing is lost by them
             if entry.of_augmentation and entry.id not in self._recordings:
                 self._recordings.add(entry.id)
+                self._new_recordings.add(entry.id)
                 if len(self._recordings) <= LOGGED:
                     log.warning("augmentation: %s: %s; another was taken in its place", entry.id, entry.reason)
 
     @property
     def pending(self) -> bool:
         """Whether this process has found some since `settle`."""
-        return bool(self._found)
+        return bool(self._found or self._new_recordings)
 
     def settle(self) -> None:
         """Count what any process found. Raises UserError in all where files are not to be skipped, or too many were."""
-        for entry in sorted({entry for found in distributed.gather(self._found) for entry in found}):
+        gathered = distributed.gather((self._found, self._new_recordings))
+        # What a checkpoint holds is the main process's: it must know of all.
+        self._recordings.update(*(recordings for _, recordings in gathered))
+        self._new_recordings = set()
+        for entry in sorted({entry for found, _ in gathered for entry in found}):
             if self._on_error == "raise":
                 raise UserError(f"{entry.reason} (utterance {entry.id}; data.on_error=skip leaves such files out)")
             if entry.id not in self._seen:

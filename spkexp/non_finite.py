@@ -13,6 +13,15 @@ log = logging.getLogger(__name__)
 # Where so many come in a row, it is not the data: the weights or the learning rate are at fault.
 MAX_IN_A_ROW = 10
 MAX_ROLLBACKS = 10
+# After so many good steps a rollback counts no more: a run over millions of steps meets more than MAX_ROLLBACKS bad
+# files, and each alone did no harm.
+FORGET_AFTER = 1000
+# With fp16 a gradient that is not finite halves the loss scale. It starts at 2¹⁶ and as a rule finds its level on the
+# way down to 1; as low as this no overflow is behind it, for the gradient itself would be beyond 65504 · 2¹⁰, and small
+# gradients are lost. A level, and not a number of falls in a row: where one step in a hundred is spoilt the scale falls
+# to zero as well, since it is doubled only after 2000 good ones.
+MIN_SCALE = 2.0**-MAX_IN_A_ROW
+_REMEDY = "a lower trainer.optimizer.lr, trainer.precision=fp32 or trainer.clip_norm help most often"
 
 
 class NotFinite(UserError):
@@ -30,6 +39,7 @@ class Guard:
         self.policy, self._module = policy, module
         self._buffers: list[Tensor] = []
         self._in_a_row = 0
+        self._rollbacks = self._good = 0  # rollbacks that count, and good steps since the last
 
     @property
     def looks(self) -> bool:
@@ -52,6 +62,7 @@ class Guard:
         )
         if not distributed.any_of(not bool(values.isfinite().all()))[0]:
             self._in_a_row = 0
+            self._good += 1
             return False
         self._in_a_row += 1
         with torch.no_grad():
@@ -60,6 +71,18 @@ class Guard:
         if self._in_a_row >= MAX_IN_A_ROW:
             raise NotFinite(
                 f"trainer.on_nan={self.policy}: the loss or the gradient of {self._in_a_row} steps in a row was not "
-                "finite; a lower trainer.optimizer.lr, trainer.precision=fp32 or trainer.clip_norm help most often"
+                f"finite; {_REMEDY}"
             )
         return True
+
+    def count_rollback(self, step: int) -> None:
+        """Note that `step` is taken back. Raises NotFinite where MAX_ROLLBACKS were, with few good steps in between."""
+        if self._good >= FORGET_AFTER:
+            self._rollbacks = 0
+        self._good = 0
+        if self._rollbacks == MAX_ROLLBACKS:
+            raise NotFinite(
+                f"trainer.on_nan=rollback: step {step} is not finite, after {MAX_ROLLBACKS} rollbacks with less than "
+                f"{FORGET_AFTER} good steps from one to the next; {_REMEDY}"
+            )
+        self._rollbacks += 1

@@ -5,6 +5,7 @@ leaves the name and the settings of its pruner with the study, and every run bui
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,16 @@ log = logging.getLogger(__name__)
 PRUNER = "pruner"  # the study's attribute that holds a PrunerSettings
 RETRY_OF = "retry_of"  # a trial's attribute: the number of the failed trial that it runs again
 SQLITE_WAIT = 60  # seconds to wait for a file that another process is writing to
+
+
+# user:password@ of a URL, and passwords among what follows its ?
+_PASSWORD = re.compile(r"(?<=://)([^:/@\s'\"]*):[^@\s'\"]*(?=@)")
+_PASSWORD_OPTION = re.compile(r"(?<=[?&])(password|passwd|pwd)=[^&\s'\"]*")
+
+
+def masked(text: str) -> str:
+    """`text` with *** in the place of every password in a URL, for what people read and what is stored."""
+    return _PASSWORD_OPTION.sub(r"\1=***", _PASSWORD.sub(r"\1:***", text))
 
 
 def import_optuna() -> None:
@@ -94,7 +105,7 @@ class Pruning:
             return self._trial.report(step, value)
         # The run matters more than the search, whatever its database, the driver or the network came up with.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = masked(" ".join(str(error).split())) or type(error).__name__
             log.warning("search: this run will not be stopped early, the search is out of reach: %s", reason)
             self._search = None
             return False
@@ -108,10 +119,12 @@ class _Trial:
         import optuna
         from sqlalchemy.engine import make_url
 
-        url = make_url(search.storage)
+        # A URL with a password stands in a file that is this user's alone.
+        text = search.storage if "://" in search.storage else Path(search.storage).read_text(encoding="utf-8")
+        url = make_url(text)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             raise FileNotFoundError(f"{url.database} is not there")  # sqlite would make an empty one
-        self.storage = open_storage(search.storage)
+        self.storage = open_storage(text)
         # A sampler is never asked here: the sweeper drew the parameters.
         self.study = optuna.load_study(study_name=search.study, storage=self.storage)
         self.study.pruner = _pruner(self.study).build()

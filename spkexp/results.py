@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from spkexp import checkpoint, distributed
 from spkexp.errors import UserError
+from spkexp.interrupt import StopRequest
 from spkexp.json_file import write_json
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
@@ -17,6 +18,7 @@ from spkexp.resume import RESULTS
 from spkexp.savepoint import RECENT, read_state
 from spkexp.scorer import Scorer
 from spkexp.scoring.classification import largest_class, summarise_classes
+from spkexp.scoring.extract import Interrupted
 from spkexp.scoring.verification import Scored, summarise, write_scores
 from spkexp.step import TrainStep
 from spkexp.trainer import Trainer
@@ -32,18 +34,24 @@ def write_results(
     utterances_per_epoch: int,
     banks: tuple[Any, ...],
     initial: Callable[[], TrainStep],
+    stop: StopRequest,
 ) -> tuple[dict[str, Any], dict[str, Scored]]:
     """Score the best checkpoint and the untrained encoder on every trial list; write results, scores and plots.
 
     initial: makes the untrained encoder, a function of the seed; training starts without the delay of scoring it.
-    Returns results.json's content, in the main process with its "trials", and what was scored.
+    Returns results.json's content, in the main process with its "trials", and what was scored. Raises Stopped.
     """
     step, data, settings = trainer.train_step, scorer.data, scorer.settings
     chosen = _load_best(folder, step)
-    scored = {name: scorer.score(step.model, evaluation) for name, evaluation in data.evaluation.items()}
-    classified = scorer.classify(step.head, scored)
-    closed = {name: scorer.closed_set(step.head, found) for name, found in scored.items() if name not in classified}
-    untrained = {} if classified else _untrained(scorer, initial)  # a classifier's chance level is its largest class
+    with stop.asked():  # the processes score together, and stop together
+        try:
+            scored = {name: scorer.score(step.model, which, stop) for name, which in data.evaluation.items()}
+            classified = scorer.classify(step.head, scored)
+            closed = {n: scorer.closed_set(step.head, found) for n, found in scored.items() if n not in classified}
+            # A classifier's chance level is its largest class.
+            untrained = {} if classified else _untrained(scorer, initial, stop)
+        except Interrupted:
+            raise stop.stopped() from None
     results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks, chosen)
     if not distributed.is_main():
         return results, scored
@@ -94,7 +102,7 @@ def _load_best(folder: Path, step: TrainStep) -> _Chosen:
     return _Chosen(at, state["weights"], best["value"] if is_best else None)
 
 
-def _untrained(scorer: Scorer, initial: Callable[[], TrainStep]) -> dict[str, Any]:
+def _untrained(scorer: Scorer, initial: Callable[[], TrainStep], stop: StopRequest) -> dict[str, Any]:
     """What the initial weights score on every trial list; nothing where they cannot be had any more."""
     step = None
     try:
@@ -104,7 +112,7 @@ def _untrained(scorer: Scorer, initial: Callable[[], TrainStep]) -> dict[str, An
     if distributed.any_of(step is None)[0]:  # a process that fails alone must not leave the others waiting for it
         return {}
     assert step is not None
-    return {name: scorer.evaluate(step, evaluation) for name, evaluation in scorer.data.evaluation.items()}
+    return {name: scorer.evaluate(step, evaluation, stop) for name, evaluation in scorer.data.evaluation.items()}
 
 
 def _of_training(

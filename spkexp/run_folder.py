@@ -1,9 +1,8 @@
 """The folder that a run leaves behind."""
 
-import json
+import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +16,23 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import distributed
+from spkexp.code_state import code_state
 from spkexp.errors import UserError
 from spkexp.json_file import write_json
 from spkexp.lock import hold
-from spkexp.resume import AUTO, fingerprint, is_finished, last_run
+from spkexp.resume import (
+    AUTO,
+    ENVIRONMENT,
+    RESULTS,
+    config_of,
+    environment_of,
+    fingerprint,
+    fingerprints,
+    is_finished,
+    last_run,
+)
+
+log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -59,6 +71,9 @@ def _find(cfg: DictConfig, resumed: bool) -> Place:
         own = Path(before)
     elif cfg.resume == AUTO:
         own = last_run(cfg)
+        if own is None:
+            where = f"below runs/ (id {fingerprint(cfg)})" if cfg.run_dir is None else f"in {cfg.run_dir}"
+            log.info("resume=auto: no earlier run of this config %s: a new one", where)
     if own is None:
         return Place(create(cfg), False, False)
     return Place(own, True, not resumed and is_finished(own))
@@ -105,16 +120,32 @@ def _create(folder: Path, cfg: DictConfig) -> Path:
 
 
 def update_config(cfg: DictConfig, folder: Path) -> None:
-    """Make `cfg` the config that the next resume of the run goes by."""
+    """Make `cfg` the config that the next resume of the run goes by, and that resume=auto knows it by.
+
+    The results of a run that was at its end and goes on are removed: they are not those of its next end.
+    """
+    if is_finished(folder):
+        (folder / RESULTS).unlink()
+        log.info("%s had come to its end before: its %s is removed, and written anew at the end", folder, RESULTS)
+    known, (own, auto) = environment_of(folder), fingerprints(cfg)
+    if known and known.get("config") not in (own, auto):
+        asked_auto = known.get("config") == _fingerprint_of_auto(folder)
+        write_json(folder / ENVIRONMENT, known | {"config": auto if asked_auto else own})
     temporary = folder / ".config.yaml.partial"
     OmegaConf.save(cfg, temporary)
     temporary.replace(folder / "config.yaml")
 
 
+def _fingerprint_of_auto(folder: Path) -> str | None:
+    """What the config of the run in `folder` was known by if its trainer.batch_size was asked for as auto."""
+    try:
+        return fingerprints(config_of(folder))[1]
+    except UserError:
+        return None  # nothing tells
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to know to repeat the run: command, code, packages, hardware."""
-    code = Path(__file__).resolve().parent.parent
-    diff = _git(code, "diff", "HEAD")
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -125,29 +156,14 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
-        "git": {"commit": _git(code, "rev-parse", "HEAD"), "modified": bool(diff) if diff is not None else None},
+        "git": code_state(),
         "packages": {d.name: d.version for d in sorted(distributions(), key=lambda d: d.name.lower())},
     }
 
 
 def record_environment(folder: Path, cfg: DictConfig) -> None:
     """Write environment.json; each later start of the same run is appended to its "resumed"."""
-    file = folder / "environment.json"
-    now = environment()
-    try:
-        first = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):  # the first start, or one that was killed in it
-        write_json(file, {"config": fingerprint(cfg), **now})
-    else:
-        write_json(file, first | {"resumed": [*first.get("resumed", []), now]})
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of git in the package's own checkout; None where it is not one."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    now, first = environment(), environment_of(folder)
+    # Without one this is the first start, or the one before was killed in it.
+    again = first | {"resumed": [*first.get("resumed", []), now]}
+    write_json(folder / ENVIRONMENT, again if first else {"config": fingerprint(cfg), **now})

@@ -20,6 +20,7 @@ class StepTrace:
     def __init__(self, enabled: bool, folder: Path, device: torch.device) -> None:
         self._profile: profile | None = None
         self._folder, self._written, self._on_cuda = folder, False, device.type == "cuda"
+        self._steps = 0
         if enabled and distributed.is_main():
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])]
             when = schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1)
@@ -47,13 +48,17 @@ class StepTrace:
     def step(self) -> None:
         """A step is done."""
         if self._profile and not self._written:
+            self._steps += 1
             self._profile.step()
 
     def _write(self, found: profile) -> None:
+        traced = self._steps - WAIT - WARM_UP
+        if traced <= 0:  # the run ended as the first of them was to begin
+            return
         self._written = True
         self._folder.mkdir(exist_ok=True)
         found.export_chrome_trace(str(self._folder / "trace.json"))
         by = "self_cuda_time_total" if self._on_cuda else "self_cpu_time_total"
         table = found.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=60)
         (self._folder / "operations.txt").write_text(table + "\n", encoding="utf-8")
-        log.info("trainer.profile: %d steps traced, see %s", STEPS, self._folder)
+        log.info("trainer.profile: %d steps traced, see %s", traced, self._folder)

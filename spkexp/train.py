@@ -75,11 +75,13 @@ def run(cfg: DictConfig, resumed: bool) -> Outcome:
 
     set_up_logging()
     with distributed.processes(cfg.trainer.device, cfg.trainer.timeout_minutes) as device:
-        from spkexp.experiment import run_experiment
-        from spkexp.interrupt import Stopped
+        from spkexp.interrupt import Stopped, StopRequest
 
         try:
-            return run_experiment(cfg, device, resumed)
+            with StopRequest() as stop, stop.at_once():
+                from spkexp.experiment import run_experiment
+
+                return run_experiment(cfg, device, resumed, stop)
         except Stopped as error:
             stopped = error
     return stopped.leave()

@@ -17,7 +17,7 @@ from spkexp.data.dataset import Batch
 from spkexp.data.supply import Supply
 from spkexp.interrupt import StopRequest
 from spkexp.meter import BadFiles, Meter
-from spkexp.non_finite import MAX_ROLLBACKS, Guard, NotFinite
+from spkexp.non_finite import Guard
 from spkexp.parameter_groups import Freezing
 from spkexp.position import Position
 from spkexp.progress import TrainingProgress
@@ -63,11 +63,12 @@ class Trainer:
         origin: Origin,
         folder: Path,
         device: torch.device,
+        stop: StopRequest,
     ) -> None:
         self.train_step, self.optimizer, self.schedule, self.freezing = train_step, optimizer, schedule, freezing
         self.batches, self.settings, self.seed = batches, settings, seed
         self.meter, self.bad_files, self.tracker, self.pruning = meter, bad_files, tracker, pruning
-        self.origin, self.folder, self.device = origin, folder, device
+        self.origin, self.folder, self.device, self.stop = origin, folder, device, stop
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.average = MovingAverage(train_step, settings.ema) if settings.ema is not None else None
@@ -97,7 +98,7 @@ class Trainer:
         module = self._wrapped()
         trace = StepTrace(settings.profile, self.folder / "profile", self.device)
         with (
-            StopRequest() as stop,
+            self.stop.asked() as stop,
             Supply(self._parts) as source,
             TrainingProgress(position.step, self.origin.total_steps) as progress,
             self.watchdog,
@@ -158,8 +159,8 @@ class Trainer:
             parts.append((batch, output))
         norm = self._clip()
         if self.guard.spoilt([output.loss for _, output in parts], norm):
-            if self.scaler.is_enabled():
-                self.scaler.update()
+            if self.scaler.is_enabled():  # a loss is not scaled: its scale has no part in this and stays
+                self.scaler.update(self.scaler.get_scale())
             self._leave_out([batch.item for batch, _ in parts])
             return self.meter.left_out()
         self.scaler.step(self.optimizer)
@@ -167,7 +168,9 @@ class Trainer:
         if self.average:
             self.average.update()
         position.step += 1
-        return self.meter.record(position.step, parts, norm)
+        # As a tensor, so that nothing waits for the device.
+        scale = self.scaler.scale(torch.ones((), device=self.device)) if self.scaler.is_enabled() else None
+        return self.meter.record(position.step, parts, norm, scale)
 
     def _forward(self, module: nn.Module, batch: Batch) -> StepOutput:
         dtype = _AUTOCAST[self.settings.precision]
@@ -179,7 +182,8 @@ class Trainer:
     def _clip(self) -> Tensor | None:
         """The gradient's norm, before it is limited; None where nobody asks for it.
 
-        With fp16 an overflow is the scaler's business: it leaves the step out and scales less.
+        With fp16 an overflow is the scaler's business: it leaves the step out and scales less, and the meter sees to
+        it that it does not do so for ever.
         """
         limit = self.settings.clip_norm
         if limit is None and not self.guard.looks:
@@ -192,15 +196,11 @@ class Trainer:
         """Go past a spoilt step, without an update, or with the weights of the last checkpoint."""
         position, bad = self.position, self.position.step
         shown = self.meter.utterances(items)
-        skipped, rollbacks = position.skipped_steps + 1, position.rollbacks
+        skipped, rollbacks, seconds = position.skipped_steps + 1, position.rollbacks, position.seconds
         if self.settings.on_nan == "skip":
             log.warning("step %d left out: loss or gradient not finite, with the utterances %s", bad + 1, shown)
-        elif rollbacks >= MAX_ROLLBACKS:
-            raise NotFinite(
-                f"trainer.on_nan=rollback: step {bad + 1} is not finite, after {MAX_ROLLBACKS} rollbacks; a lower "
-                "trainer.optimizer.lr, trainer.precision=fp32 or trainer.clip_norm help most often"
-            )
         else:
+            self.guard.count_rollback(bad + 1)
             rollbacks += 1
             files = self.bad_files.state()  # those found since are not found again
             last = distributed.decided_by_main(lambda: checkpoint.newest(self.folder))
@@ -213,6 +213,7 @@ class Trainer:
                 bad + 1, shown, position.step, rollbacks,
             )  # fmt: skip
         position.step, position.skipped_steps, position.rollbacks = bad + 1, skipped, rollbacks
+        position.seconds = seconds  # what was undone took its time all the same
 
     def _validate(self, stop: StopRequest) -> None:
         """Raises Stopped, and Pruned where the search that this run belongs to has no use for it."""

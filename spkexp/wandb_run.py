@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,6 +30,7 @@ CONNECT_SECONDS = 3.0
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 60.0  # that the end of a run waits for uploads
 _LONGEST_TAG = 64  # letters that wandb takes
+_PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}  # where an address names none; else 80
 
 Mode = Literal["online", "offline"]
 
@@ -201,14 +203,27 @@ def obstacle_to_wandb() -> str | None:
     """Why wandb cannot go online, found out in seconds (its own attempt blocks for minutes); None: nothing."""
     import wandb
 
-    url = urlsplit(wandb.setup().settings.base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
+    name, host, port = _way_to(wandb.setup().settings.base_url)
     try:
-        socket.create_connection((url.hostname or "", port), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        return f"{url.hostname} cannot be reached ({error})"
+        return f"{name} cannot be reached ({error})"
     try:
         has_key = wandb.login(prompt=False)
     except Exception as error:  # it rejects a malformed key by raising
         return str(error).splitlines()[0]
     return None if has_key else "there is no API key; `wandb login` or WANDB_API_KEY gives one"
+
+
+def _way_to(address: str) -> tuple[str, str, int]:
+    """(what it is, host, port) of the machine that a connection to `address` begins with: a proxy, or its own.
+
+    The proxy is that of the variables http_proxy and https_proxy, which no_proxy makes exceptions from.
+    """
+    url = urlsplit(address)
+    host = url.hostname or ""
+    proxy = getproxies().get(url.scheme)
+    if proxy is None or proxy_bypass(host):
+        return host, host, url.port or _PORTS.get(url.scheme, 80)
+    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return f"the proxy {url.hostname}", url.hostname or "", url.port or _PORTS.get(url.scheme, 80)

@@ -1,4 +1,4 @@
-"""sbatch, srun, sacct, scontrol and scancel as a job meets them, on this machine: install(folder) makes the commands.
+"""sbatch, squeue, srun, sacct, scontrol and scancel as a job meets them: install(folder) makes the commands.
 
 sbatch keeps the script and runs it in the background, once for each task of an array; srun runs its command once for
 each node; a job that scontrol requeued while it ran is run again. State is in files of the folder.
@@ -13,15 +13,18 @@ import time
 from pathlib import Path
 
 FIRST = 4711
+NODE = "import socket\nsocket.gethostname = lambda: 'node1'\n"  # jobs take themselves to be on another machine
 
 
 def install(folder: Path) -> dict[str, str]:
     """Make the commands in folder/bin. Returns the environment in which they are found."""
     (folder / "bin").mkdir(parents=True)
-    for command in ("sbatch", "srun", "sacct", "scontrol", "scancel"):
+    for command in ("sbatch", "squeue", "srun", "sacct", "scontrol", "scancel"):
         file = folder / "bin" / command
         file.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {command} "$@"\n')
         file.chmod(0o755)
+    (folder / "node").mkdir()
+    (folder / "node" / "sitecustomize.py").write_text(NODE)
     return {"FAKE_SLURM": str(folder), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
 
 
@@ -59,6 +62,7 @@ def batch(folder: Path, name: str) -> None:
         **os.environ,
         "SLURM_JOB_ID": name.split("_")[0],
         "SLURM_JOB_NUM_NODES": option(text, "nodes") or "1",
+        "PYTHONPATH": f"{folder / 'node'}:{os.environ.get('PYTHONPATH', '')}",
     }
     environment |= {"SLURM_NTASKS": environment["SLURM_JOB_NUM_NODES"], "SLURM_JOB_NODELIST": "localhost"}
     if "_" in name:
@@ -105,6 +109,17 @@ def sacct(folder: Path, *arguments: str) -> None:
     for file in sorted(folder.glob("[0-9]*")):
         if not file.suffix:
             print(f"{file.name}|{file.read_text()}|localhost")
+
+
+def squeue(folder: Path, *arguments: str) -> int:
+    if (folder / "down").exists():
+        print("slurm_load_jobs error: Unable to contact slurm controller", file=sys.stderr)
+        return 1
+    (asked,) = (argument.removeprefix("--jobs=").split(",") for argument in arguments if "--jobs=" in argument)
+    for name in asked:
+        if (folder / name).read_text() in ("PENDING", "RUNNING", "REQUEUED"):
+            print(name)
+    return 0
 
 
 def scontrol(folder: Path, what: str, name: str) -> None:

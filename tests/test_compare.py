@@ -17,6 +17,9 @@ from spkexp.errors import UserError
 from spkexp.records import Record, Ticket
 from spkexp.report import dashboard
 from spkexp.report.comparison import comparison, comparison_table, read_runs
+from spkexp.report.dashboard import SAVE_SECONDS, tracked
+from spkexp.resume import fingerprint
+from spkexp.run_folder import create
 from tests.wandb_server import WandbServer, wandb_server
 from tests.wandb_tools import wandb_of_its_own
 
@@ -36,13 +39,16 @@ def make_run(folder: Path, overrides: list[str], trials: dict[str, Any] | None) 
     return folder
 
 
+SEED_1 = fingerprint(compose_config(["seed=1"]))  # with which the name of a run folder ends
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A worse run, a better one of another model, and one that was killed."""
     root = tmp_path_factory.mktemp("three ü")
     tracked = ["tracking.wandb=offline", "tracking.project=spk", "tracking.entity=me"]
     return [
-        make_run(root / "120000-ecapa_small-synthetic-00aa", [*tracked, "seed=1"], {"test": entry(0.2)}),
+        make_run(root / f"120000-ecapa_small-synthetic-{SEED_1}", [*tracked, "seed=1"], {"test": entry(0.2)}),
         make_run(root / "best", [*tracked, "model=xvector", "trainer.epochs=9"], {"test": entry(0.1)}),
         make_run(root / "killed", [*tracked, "seed=2"], None),
     ]
@@ -72,7 +78,7 @@ def test_the_best_first_and_the_unfinished_named(three: list[Path], command: Com
     words = [line.split() for line in lines]
     best, best_differs = (row for row in words if row[:1] == ["best"])
     assert best[:7] == ["best", "10.00", "9.00–11.00", "0.500", "0.250", "1.50", "40"]
-    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", "00aa"])
+    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", SEED_1])
     assert other[2:4] == ["20.00", "19.00–21.00"]
     assert words.index(best) < words.index(other)
     assert f"{three[2]}: unfinished, no results" in lines
@@ -104,6 +110,27 @@ def test_the_list_to_rank_by(tmp_path: Path) -> None:
     assert f"{b}: no error rate for vox-o; it has val, blind" in comparison_table(compared)
     with pytest.raises(UserError, match="trials=test: no run has such a list; there are val, vox-o"):
         comparison(runs, "test")
+
+
+def test_runs_of_one_config_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = compose_config(["seed=1"])
+    first = create(cfg).absolute()
+    (alone,) = comparison(read_runs([first])).runs
+    assert alone.name == f"ecapa_small {SEED_1}"
+    later = make_run(first.with_name(f"235960{first.name[6:]}"), ["seed=1"], None)
+    other = make_run(tmp_path / "2020-01-01" / "best", [], None)
+    same = make_run(tmp_path / "elsewhere" / "best", [], None)
+    compared = comparison(read_runs([first, later, other, same]))
+    day, time = first.parent.name, first.name[:6]
+    assert [compared.name(run) for run in compared.runs] == [
+        f"ecapa_small {SEED_1} {day}/{time}",
+        f"ecapa_small {SEED_1} {day}/235960",
+        str(other),
+        str(same),
+    ]
+    table = comparison_table(compared, 200)
+    assert all(f" {compared.name(run)} " in table for run in compared.runs)
 
 
 def test_classifiers_are_ranked_by_accuracy(tmp_path: Path) -> None:
@@ -139,6 +166,13 @@ def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> No
         "seed=2: failed, no results",
         "seed=3: no folder /gone/run here, no results",
     ]
+    # A sweep that was started in another folder than this command, in words that held there.
+    nested = tmp_path / "project" / "runs" / "sweeps" / "s"
+    nested.mkdir(parents=True)
+    run = make_run(tmp_path / "project" / "runs" / "day" / "x", [], {"test": entry(0.3)})
+    Ticket("s", [], "h", 1, True, None).write(nested)
+    Record(0, [], "finished", None, "runs/day/x", None, 1.0, "s", "h", 1).write(nested)
+    assert [found.folder for found in read_runs([nested])] == [run]
     (sweep / "0123456789ab.json").write_text(json.dumps({**asdict(record), "more": 1}))
     code, _, err = command(sweep)
     assert code == 2
@@ -252,6 +286,12 @@ def test_groups_of_a_sweep_and_the_whole_project(
     assert [(f["key"]["name"], f["value"]) for f in filters[0]] == [("group", ["sweep-7"])]
     assert filters[1] == []
     assert (of_group["displayName"], of_all["displayName"]) == ("spkexp: Runs of sweep-7", "spkexp: all runs")
+    old = tmp_path / "runs" / "day" / "old"
+    old.mkdir()
+    (old / "config.yaml").write_text("tracking: {wandb: online}")
+    assert "the config of old has no tracking.project" in command(old, "--wandb")[2]
+    (old / "config.yaml").write_text("tracking: {wandb: online, project: p}")
+    assert tracked(read_runs([old]))[:2] == (None, "p")
     make_run(tmp_path / "runs" / "day" / "b", ["tracking.wandb=online", "tracking.project=q"], None)
     assert "the runs are in several projects (p, q)" in command("--wandb")[2]
 
@@ -276,4 +316,4 @@ def test_without_a_network_or_an_answer_it_ends_soon(
     assert "--wandb: 127.0.0.1 cannot be reached" in err
     assert "output=FILE.json writes the definition without wandb" in err
     assert json.loads((tmp_path / "view.json").read_text())["project"] == "spk"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < SAVE_SECONDS

@@ -160,12 +160,35 @@ def test_all_jobs_of_a_sweep_are_checked_first() -> None:
             ["hydra/launcher=joblib", "hydra.launcher.n_job=3"],
             "hydra.launcher.n_job: no such setting; did you mean 'hydra.launcher.n_jobs'?",
         ),
+        (["data.num_workers=0,4"], "jobs 0 and 1 differ in data.num_workers alone"),
+        (["hydra/sweeper=optuna", "trainer.nproc=1,2"], "jobs 0 and 1 differ in trainer.nproc alone"),
+        (["seed=1,1", "resume=never"], "seed: 1 is there twice; leave one out"),
+        (
+            ["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "seed=0,1"],
+            "hydra.launcher.nodes=2 needs trainer.nproc=N",
+        ),
+        (
+            ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=4", "trainer.nproc=4"],
+            "hydra.launcher.tasks_per_node: 4 tasks of a node would each train; leave it at 1, trainer.nproc=N starts",
+        ),
         (["hydra/sweeper=optuna", "data.crop_seconds=interval(0,3)"], "data.crop_seconds: must be >= 0.1, got 0"),
     ],
 )
 def test_sweeps_that_cannot_be(overrides: list[str], expected: str) -> None:
     (found,) = mistakes(*overrides, multirun=True)
     assert found.startswith(expected)
+
+
+def test_sweeps_that_may_be(tmp_path: Path) -> None:
+    compose.check_all(["data.num_workers=0,4", "resume=never"], True)
+    compose.check_all(["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "trainer.nproc=8"], True)
+    # Which launcher and sweeper it is stands in whatever file chose it.
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "search.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n  - override /hydra/launcher: joblib\n"
+    )
+    compose.check_all(["preset=search", "data.crop_seconds=interval(1,3)"], True, str(tmp_path))
+    assert (compose.option("hydra/sweeper"), compose.option("hydra/launcher")) == ("optuna", "joblib")
 
 
 def test_configs_of_another_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ COMMANDS = ("train", "evaluate", "embed", "verify", "prepare", "describe", "comp
 # From the top down: a module imports from its own layer and from those below. A name stands for all below it.
 LAYERS = (
     (*COMMANDS, "__main__"),
-    ("experiment", "evaluation", "launch", "agent", "sweep"),
+    ("experiment", "evaluation", "launch", "agent", "sweep", "sweep_signals"),
     ("results", "scorer", "machine", "loss_setup"),
     ("build", "corpus", "trainer"),
     ("validation", "savepoint", "batch_memory"),
@@ -27,7 +27,7 @@ LAYERS = (
 # What a config says and how it is checked: below the entry points, and none of the business of LEARNING.
 SETTINGS = (
     *("changes", "cli", "compose", "override_errors", "arguments", "overrides"),
-    *("resume", "config", "signature", "sections"),
+    *("resume", "config", "signature", "sections", "records"),
 )
 DISTRIBUTED = ("distributed", "agent_store")
 # What starts and watches the processes of a run, and is not one of them, needs torchrun's parts alone.
@@ -35,17 +35,8 @@ AGENTS = ("agent", "launch")
 OF_AGENTS = "torch.distributed.elastic"
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
 LEAVES = (
-    "__init__",
-    "errors",
-    "types",
-    "counter",
-    "allocator",
-    "bar",
-    "outcome",
-    "records",
-    "lifeline",
-    "lock",
-    "json_file",
+    *("__init__", "errors", "types", "counter", "allocator", "bar"),
+    *("outcome", "lifeline", "lock", "json_file", "exit_codes", "code_state"),
 )
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))

@@ -86,6 +86,50 @@ def test_signals_are_passed_on() -> None:
     assert stop.stopped().exit_code == 75
 
 
+def test_with_nothing_to_save_it_stops_at_once() -> None:
+    assert not issubclass(Stopped, Exception)  # of which libraries catch any, to go on with something else
+    with StopRequest() as stop, stop.at_once():
+        with pytest.raises(Stopped) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.exit_code == 143
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)  # what happens at the end is not broken off
+        time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_in_between_it_is_asked_to_stop() -> None:
+    def nobody_heeds() -> None:
+        with stop.asked() as same:
+            assert not same()
+            signal.raise_signal(signal.SIGUSR1)
+            assert same()
+
+    def fails() -> None:
+        with stop.asked():
+            raise ValueError("mine")
+
+    with StopRequest() as stop, stop.at_once():
+        with pytest.raises(Stopped, match="SIGUSR1"):
+            nobody_heeds()
+        with pytest.raises(ValueError, match="mine"):
+            fails()
+    with StopRequest() as stop, stop.at_once():
+        with stop.asked():
+            pass
+        with pytest.raises(Stopped, match="SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_what_another_process_received_does_not_stop_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkexp.distributed.gather", lambda own: [own, signal.SIGTERM])
+    with StopRequest() as stop, stop.at_once():
+        with pytest.raises(Stopped, match="SIGTERM"), stop.asked():
+            raise stop.stopped()
+        signal.raise_signal(signal.SIGTERM)  # a little later here
+
+
 def test_nohup_is_respected() -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from spkexp.records import records
 from tests import fake_slurm
@@ -40,6 +41,10 @@ def start(folder: Path, launcher: str, *arguments: str, **environment: str) -> s
     )
 
 
+def slow(*values: str) -> ParameterSet:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def sweep_folder(folder: Path) -> Path:
     (found,) = (folder / "runs" / "sweeps").iterdir()
     return found
@@ -64,9 +69,9 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["joblib", slow("submitit_local"), slow("ray")])
 def test_what_became_of_each_job(launcher: str, tmp_path: Path) -> None:
-    process = start(tmp_path, launcher, "tracking.project=user,kill,ok", "seed=4")
+    process = start(tmp_path, launcher, "names.model=user,kill,ok", "seed=4")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     found = records(sweep_folder(tmp_path))
@@ -85,25 +90,26 @@ def test_what_became_of_each_job(launcher: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("launcher", "how"),
     [
-        ("joblib", "SIGTERM"),
-        ("joblib", "Ctrl-C"),
-        ("submitit_local", "Ctrl-C"),
-        pytest.param("submitit_local", "SIGTERM", marks=pytest.mark.slow),
-        pytest.param("ray", "SIGTERM", marks=pytest.mark.slow),
-        pytest.param("ray", "Ctrl-C", marks=pytest.mark.slow),
+        ("joblib", "SIGUSR1"),
+        slow("joblib", "Ctrl-C"),
+        slow("joblib", "SIGTERM"),
+        slow("submitit_local", "Ctrl-C"),
+        slow("submitit_local", "SIGTERM"),
+        slow("ray", "SIGTERM"),
+        slow("ray", "Ctrl-C"),
     ],
 )
 def test_a_signal_reaches_every_job_and_no_other_starts(launcher: str, how: str, tmp_path: Path) -> None:
-    process = start(tmp_path, launcher, "tracking.project=wait", "seed=0,1,2")
+    process = start(tmp_path, launcher, "names.model=wait", "seed=0,1,2")
     for seed in (0, 1):
         wait_for(tmp_path / f"runs/wait-{seed}/waits", process)
-    number = signal.SIGTERM if how == "SIGTERM" else signal.SIGINT
-    if how == "SIGTERM":
-        process.send_signal(number)
-    else:
+    number = signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM  # what the jobs get
+    if how == "Ctrl-C":
         os.killpg(process.pid, number)
+    else:
+        process.send_signal(signal.Signals[how])
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == (75 if how == "SIGUSR1" else 128 + number)
     assert "2 jobs to save and stop" in out
     for seed in (0, 1):
         assert (tmp_path / f"runs/wait-{seed}/saved").read_text() == number.name
@@ -112,9 +118,9 @@ def test_a_signal_reaches_every_job_and_no_other_starts(launcher: str, how: str,
     assert_gone(pids(tmp_path))
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["joblib", slow("submitit_local")])
 def test_jobs_end_with_a_sweep_that_is_killed(launcher: str, tmp_path: Path) -> None:
-    process = start(tmp_path, launcher, "tracking.project=wait", "seed=0,1")
+    process = start(tmp_path, launcher, "names.model=wait", "seed=0,1")
     for seed in (0, 1):
         wait_for(tmp_path / f"runs/wait-{seed}/waits", process)
     process.kill()
@@ -127,7 +133,7 @@ def test_jobs_end_with_a_sweep_that_is_killed(launcher: str, tmp_path: Path) -> 
 @pytest.mark.slow  # time limits are minutes
 def test_a_job_that_is_warned_goes_on_without_slurm(tmp_path: Path) -> None:
     limits = ["hydra.launcher.timeout_min=0.75", "hydra.launcher.signal_delay_s=20"]
-    process = start(tmp_path, "submitit_local", "tracking.project=preempted", "seed=0", *limits)
+    process = start(tmp_path, "submitit_local", "names.model=preempted", "seed=0", *limits)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
     assert len(pids(tmp_path)) == 2
@@ -139,9 +145,10 @@ def test_the_script_that_slurm_is_given(tmp_path: Path) -> None:
     process = start(
         tmp_path,
         "submitit_slurm",
-        "tracking.project=ok,user",
+        "names.model=ok,user",
         "seed=1",
         "hydra.launcher.nodes=2",
+        "trainer.nproc=8",
         "hydra.launcher.gpus_per_node=8",
         "hydra.launcher.cpus_per_task=64",
         "hydra.launcher.mem_gb=500",
@@ -194,9 +201,10 @@ srun --unbuffered --output {logs}/%A_%a/%A_%a_%t_log.out --error {logs}/%A_%a/%A
     assert "data.manifest: no such file; make it" in out
 
 
+@pytest.mark.slow
 def test_slurm_preempts_a_job_and_starts_it_again(tmp_path: Path) -> None:
     slurm = tmp_path / "slurm"
-    process = start(tmp_path, "submitit_slurm", "tracking.project=preempted", "seed=0", **fake_slurm.install(slurm))
+    process = start(tmp_path, "submitit_slurm", "names.model=preempted", "seed=0", **fake_slurm.install(slurm))
     wait_for(tmp_path / "runs/preempted-0/waits", process)
     os.kill(pids(tmp_path)[0], signal.SIGUSR2)
     out, _ = process.communicate(timeout=90)
@@ -208,19 +216,22 @@ def test_slurm_preempts_a_job_and_starts_it_again(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_stopped_leaves_nothing_in_slurms_queue(tmp_path: Path) -> None:
     slurm = tmp_path / "slurm"
-    process = start(tmp_path, "submitit_slurm", "tracking.project=wait", "seed=0,1", **fake_slurm.install(slurm))
+    environment = {**fake_slurm.install(slurm), "SECONDS_TO_SAVE": "1.5"}
+    process = start(tmp_path, "submitit_slurm", "names.model=wait", "seed=0,1", **environment)
     for seed in (0, 1):
         wait_for(tmp_path / f"runs/wait-{seed}/waits", process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
+    assert "failed" not in out
+    assert {(record.status, record.host) for record in records(sweep_folder(tmp_path))} == {("stopped", "node1")}
     assert {f"scancel {fake_slurm.FIRST}_{task}" for task in (0, 1)} <= set(fake_slurm.calls(slurm))
     assert (tmp_path / "runs/wait-0/saved").exists()
     assert_gone(pids(tmp_path))
 
 
 def test_slurm_without_slurm(tmp_path: Path) -> None:
-    process = start(tmp_path, "submitit_slurm", "tracking.project=ok", "seed=0,1", PATH="/usr/bin:/bin")
+    process = start(tmp_path, "submitit_slurm", "names.model=ok", "seed=0,1", PATH="/usr/bin:/bin")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "hydra/launcher=submitit_slurm: " in out

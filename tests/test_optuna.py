@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -15,17 +16,22 @@ from typing import Any
 import hydra
 import optuna
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.engine import URL
 
 from hydra_plugins.spkexp_optuna import _search
 from hydra_plugins.spkexp_optuna._space import Space, read
 from hydra_plugins.spkexp_optuna._study import name_of
 from spkexp.config import config_folder
 from spkexp.errors import ConfigError
-from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, Pruning, open_storage
+from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, Pruning, masked, open_storage
+from spkexp.records import Ticket
 from spkexp.sections import Search
 from tests.conftest import Done
 
@@ -314,6 +320,11 @@ def test_a_stopped_trial_stays_to_be_resumed(start: Start, how: str) -> None:
     done = start(interrupted, *SPACE, "hydra.sweeper.n_trials=1")
     assert done.code == (130 if how == "interrupt" else 143)
     assert "interrupted; the same command goes on with it" in done.err
+    if how == "status":  # of the sweep that a cluster's warning stopped
+        folder = f"hydra.sweep.dir={Path('sweep').absolute().name}"
+        Path("sweep").mkdir()
+        Ticket("s", [], "h", 1, True, os.EX_TEMPFAIL).write(Path("sweep"))
+        assert start(interrupted, *SPACE, "hydra.sweeper.n_trials=1", folder).code == os.EX_TEMPFAIL
     job = Job()
     assert "0 of 1 trials done, 1 to resume" in start(job, *SPACE, "hydra.sweeper.n_trials=1").err
     assert job.trials == [0]
@@ -364,6 +375,66 @@ def test_other_samplers(start: Start, sampler: str) -> None:
     assert "importance: " in done.out
 
 
+# Passwords
+
+
+class Server(SQLiteDialect_pysqlite):
+    """A database that is asked for a password: a file, as far as this machine is concerned."""
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        assert url.password == PASSWORD
+        return super().create_connect_args(URL.create("sqlite", database=url.database))
+
+
+registry.register("server", __name__, "Server")
+PASSWORD = "geheim-7"
+
+
+def test_a_password_stands_in_one_file_that_nobody_else_reads(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"server://me:{PASSWORD}@host/{tmp_path / 'study.db'}"
+    monkeypatch.setattr(sys, "orig_argv", ["python", f"hydra.sweeper.storage={url}"])
+    job = Job()
+
+    def stores(cfg: DictConfig) -> dict[str, Any]:
+        """What runs leave behind, and what launchers hand to other processes."""
+        kept = {"argv": sys.argv, "orig": sys.orig_argv, "config": OmegaConf.to_container(cfg)}
+        kept["hydra"] = OmegaConf.to_container(HydraConfig.instance().cfg, throw_on_missing=False)
+        Path(f"kept-{cfg.search.trial}.json").write_text(json.dumps(kept, default=str), encoding="utf-8")
+        return job(cfg)
+
+    command = (stores, *SPACE, f"hydra.sweeper.storage='{url}'", "hydra.sweeper.pruner=none")
+    done = start(*command, "hydra.sweeper.n_trials=2")
+    assert done.code == 0, done.err
+    assert job.trials == [0, 1]
+    assert PASSWORD not in done.out + done.err
+    files = [file for file in Path().rglob("*") if file.is_file()]
+    assert {"kept-0.json", "kept-1.json"} <= {file.name for file in files}
+    assert "server://me:***@host/" in Path("kept-0.json").read_text(encoding="utf-8")
+    (secret,) = [file for file in files if PASSWORD.encode() in file.read_bytes()]
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    study = optuna.load_study(study_name=None, storage=open_storage(url))
+    assert [sorted(trial.intermediate_values) for trial in study.trials] == [[1, 2, 3]] * 2  # the jobs found it
+    assert "n_trials=2 reached before" in start(*command, "hydra.sweeper.n_trials=2").err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=postgresql+psycopg://u:p:w@h:5/d?sslmode=x", "a=postgresql+psycopg://u:***@h:5/d?sslmode=x"),
+        ("'mysql://:p%40/w@h'", "'mysql://:***@h'"),
+        ("pg://h/d?user=u&password=x&b=1", "pg://h/d?user=u&password=***&b=1"),
+        ("sqlite:////a:b/c@d.db", "sqlite:////a:b/c@d.db"),
+        ("http://h:80/a", "http://h:80/a"),
+    ],
+)
+def test_masked(text: str, expected: str) -> None:
+    assert masked(text) == expected
+
+
 # What cannot be
 
 
@@ -377,7 +448,10 @@ def test_other_samplers(start: Start, sampler: str) -> None:
         (["hydra.sweeper.storage=postgresql://u:hidden@localhost/x"], "postgresql://u:***@localhost/x cannot be used"),
         (["hydra.sweeper.storage='sqlite://'"], "cannot reach sqlite in memory"),
         (["hydra.sweeper.storage=rubbish.db"], "file is not a database"),
-        (["hydra.sweeper.storage=/proc/no/study.db"], "/proc/no cannot be written"),
+        (
+            ["hydra.sweeper.storage=/proc/no/study.db"],
+            "cannot be written: No such file or directory; set hydra.sweeper.storage=FILE",
+        ),
     ],
 )
 def test_bad_settings_are_named(start: Start, options: list[str], message: str) -> None:

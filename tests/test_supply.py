@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from spkexp.data.dataset import Batch, loader
-from spkexp.data.supply import Supply
+from spkexp.data.supply import FORGET_AFTER, Supply
 from spkexp.errors import UserError
 
 
@@ -57,6 +59,66 @@ def test_readers_that_die_again_and_again_end_the_run(tmp_path: object) -> None:
     supply = batches(range(2, 30), str(tmp_path), 30)
     with pytest.raises(UserError, match=r"data: reading processes were killed 4 times.*data\.num_workers"):
         list(supply)
+
+
+class Mortal:
+    """Batches `given`, `given` + 1, … of a reader that dies before each of `deadly`, once for each mention.
+
+    starting: of those that follow the first death, how many die as they are started.
+    """
+
+    def __init__(self, deadly: Sequence[int], starting: int) -> None:
+        self.deadly, self.starting = list(deadly), starting
+
+    def __call__(self, given: int) -> Iterator[Batch]:
+        if given and self.starting:
+            self.starting -= 1
+            raise DEATH
+        return self.batches(given)
+
+    def batches(self, given: int) -> Iterator[Batch]:
+        none = torch.empty(0)
+        while True:
+            if given in self.deadly:
+                self.deadly.remove(given)
+                raise DEATH
+            yield Batch(none, none, none, torch.tensor([given]), none, [], [])
+            given += 1
+
+
+DEATH = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+
+def test_deaths_of_long_ago_are_forgotten() -> None:
+    deadly = range(100, 100 + 8 * FORGET_AFTER, FORGET_AFTER)  # more than MAX_RESTARTS
+    supply = Supply(Mortal(deadly, starting=0))
+    assert [next(supply).item.item() for _ in range(9 * FORGET_AFTER)] == list(range(9 * FORGET_AFTER))
+
+
+def test_deaths_that_are_a_little_nearer_are_not() -> None:
+    deadly = range(100, 100 + 4 * (FORGET_AFTER - 1), FORGET_AFTER - 1)
+    supply = Supply(Mortal(deadly, starting=0))
+    with pytest.raises(UserError, match="killed 4 times"):
+        deque(islice(supply, 5 * FORGET_AFTER))
+
+
+def test_readers_that_die_as_they_are_started_are_started_again() -> None:
+    supply = Supply(Mortal([7], starting=2))
+    assert [next(supply).item.item() for _ in range(10)] == list(range(10))
+
+
+def test_readers_that_never_start_end_the_run() -> None:
+    supply = Supply(Mortal([7], starting=9))
+    with pytest.raises(UserError, match="killed 4 times"):
+        deque(islice(supply, 10))
+
+
+def test_another_error_while_starting_passes() -> None:
+    def start(given: int) -> Iterator[Batch]:
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+
+    with pytest.raises(FileNotFoundError, match="Caught"):
+        Supply(start)
 
 
 def test_other_errors_pass(tmp_path: object) -> None:

@@ -1,6 +1,7 @@
 """What the launchers have in common: a job that runs in any process, and what became of all of them."""
 
 import sys
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from spkexp.records import FAILED, RUNNING, STOPPED, Record, Ticket, record_of
+from spkexp.records import FAILED, RUNNING, STOPPED, Record, Ticket, record_of, records
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep. It is pickled, by cloudpickle, and called in the process that runs it."""
+    """One job of a sweep. It is pickled, by cloudpickle, and called in the process that runs it.
+
+    start: of the sweep that it belongs to; once that was killed and started anew, the job begins no more.
+    """
 
     hydra_context: HydraContext
     config: DictConfig
@@ -26,8 +30,12 @@ class Job:
     overrides: list[str]
     number: int
     singletons: dict[Any, Any]
+    start: str
 
     def __call__(self) -> Any:
+        if Ticket.read(Path(self.config.hydra.sweep.dir)).start != self.start:
+            print("spkexp: the sweep of this job was started anew, which is to run it", file=sys.stderr)
+            return None
         Singleton.set_state(self.singletons)
         setup_globals()
         config = self.hydra_context.config_loader.load_sweep_config(self.config, self.overrides)
@@ -62,9 +70,10 @@ class JobLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Raises SystemExit where a job was stopped, so that no further ones are launched."""
         setup_globals()
-        state = Singleton.get_state()
+        shared = self.hydra_context, self.config, self.task_function
+        state, start = Singleton.get_state(), Ticket.read(self.folder).start
         jobs = [
-            Job(self.hydra_context, self.config, self.task_function, list(overrides), initial_job_idx + index, state)
+            Job(*shared, list(overrides), initial_job_idx + index, state, start)
             for index, overrides in enumerate(job_overrides)
         ]
         ends = self.run(jobs)
@@ -76,6 +85,14 @@ class JobLauncher(Launcher):
     @property
     def folder(self) -> Path:
         return Path(self.config.hydra.sweep.dir)
+
+    def wait_until_saved(self, seconds: float) -> None:
+        """Until no job of this start runs according to its record, which those of other machines have alone."""
+        start, end = Ticket.read(self.folder).start, time.monotonic() + seconds
+        while any(record.start == start and record.status == RUNNING for record in records(self.folder)):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
 
     def _record(self, job: Job, end: str | None) -> Record:
         """The record of a job whose process has ended; written where the process could not."""

@@ -12,6 +12,7 @@ from spkexp.errors import UserError
 from spkexp.records import Ticket
 
 POLL_SECONDS = 0.5
+SECONDS_TO_STOP = 120  # for jobs that are cancelled to save; Slurm's KillWait is 30 s unless a site has another
 
 
 class LocalLauncher(JobLauncher):
@@ -127,6 +128,7 @@ class SlurmLauncher(JobLauncher):
         executor.update_parameters(**self.parameters)
         with executor.batch():
             submitted = [executor.submit(job) for job in jobs]
+        Ticket.read(self.folder).leave_to_slurm(self.folder, [job.job_id for job in submitted])
         print(f"spkexp: Slurm has {', '.join(job.job_id for job in submitted)}", file=sys.stderr, flush=True)
         try:
             while not all(job.done() for job in submitted):
@@ -134,5 +136,8 @@ class SlurmLauncher(JobLauncher):
         except BaseException:
             for job in submitted:
                 job.cancel(check=False)
+            print("spkexp: the jobs are cancelled; those that run save", file=sys.stderr, flush=True)
+            self.wait_until_saved(SECONDS_TO_STOP)
             raise
+        Ticket.read(self.folder).leave_to_slurm(self.folder, [])
         return [f"Slurm says {job.state}; see {job.paths.stderr}" for job in submitted]

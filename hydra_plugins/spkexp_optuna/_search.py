@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -30,6 +31,7 @@ from spkexp.cli import set_up_logging
 from spkexp.config import check
 from spkexp.errors import ConfigError, UserError
 from spkexp.pruning import RETRY_OF, PrunerSettings
+from spkexp.records import Ticket
 
 log = logging.getLogger("spkexp.search")
 
@@ -46,6 +48,12 @@ class Hydra:
     loader: ConfigLoader
     config: DictConfig
     launcher: Launcher
+
+    def stopped_with(self) -> int:
+        """The exit code of a search whose jobs were stopped: the one that the sweep knows, else as after SIGTERM."""
+        folder = Path(self.config.hydra.sweep.dir)
+        stopped = Ticket.read(folder).stopped if (folder / "sweep.json").is_file() else None
+        return 128 + signal.SIGTERM if stopped is None else stopped
 
     def mistakes(self, overrides: list[str]) -> list[str]:
         """What is wrong with the config of a job."""
@@ -103,7 +111,7 @@ class Search:
             counts = f"{done} of {wanted} trials done, {len(interrupted)} to resume, {again} failed ones to run again"
             log.info("search %s goes on: %s", trials.name, counts)
         else:
-            log.info("search %s begins: %d trials; %s", trials.name, wanted, trials.url)
+            log.info("search %s begins: %d trials; %s", trials.name, wanted, trials.where)
         try:
             while (left := wanted - len(trials.having(*DONE))) > 0:
                 batch = self._next_batch(interrupted, min(left, self.settings.n_jobs))
@@ -194,11 +202,11 @@ class Search:
             if result["status"] != "stopped":  # by a signal: it stays open, to be resumed
                 self._tell(trial, result)
         if any(result["status"] == "stopped" for result in results):
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(self.hydra.stopped_with())
 
     def _overrides(self, trial: FrozenTrial) -> list[str]:
         storage, study = (
-            QuotedString(text, Quote.single).with_quotes() for text in (self.trials.url, self.trials.name)
+            QuotedString(text, Quote.single).with_quotes() for text in (self.trials.where, self.trials.name)
         )
         # The number of its first try, so that a trial that is run again has the config of the run that it resumes.
         where = f"search={{storage: {storage}, study: {study}, trial: {first_number(trial)}}}"

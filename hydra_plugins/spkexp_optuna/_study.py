@@ -17,8 +17,9 @@ from sqlalchemy.exc import ArgumentError
 
 from hydra_plugins.spkexp_optuna._space import Space
 from spkexp.errors import UserError
+from spkexp.json_file import write_secret
 from spkexp.lock import hold
-from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, open_storage
+from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, masked, open_storage
 from spkexp.resume import IMMATERIAL
 
 SPACE, OVERRIDES = "space", "overrides"  # the study's attributes
@@ -30,8 +31,9 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 class Trials:
     """A study in its database: what was tried, what is left over, and what is known of each trial."""
 
-    def __init__(self, study: Study, storage: RDBStorage, url: str) -> None:
-        self.study, self.storage, self.url = study, storage, url
+    def __init__(self, study: Study, storage: RDBStorage, where: str) -> None:
+        """where: the database's URL, or a file with it, for the jobs, whose configs anybody may read."""
+        self.study, self.storage, self.where = study, storage, where
         self.name = study.study_name
         self._id = storage.get_study_id_from_name(self.name)
 
@@ -95,14 +97,18 @@ def opened(name: str, storage: str | None, space: Space, pruner: PrunerSettings)
             study = optuna.create_study(storage=database, study_name=name, direction="minimize", load_if_exists=True)
         # Each database has a driver with errors of its own.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            reason = masked(str(error).strip().partition("\n")[0].rstrip(".")) or type(error).__name__
             raise UserError(
-                f"hydra.sweeper.storage: {url.render_as_string()} cannot be used: {reason}; "
+                f"hydra.sweeper.storage: {masked(text)} cannot be used: {reason}; "
                 "give an sqlite file, or the URL of a database whose driver is installed"
             ) from error
         try:
             _describe(study, space, pruner)
-            yield Trials(study, database, text)
+            where = text
+            if masked(text) != text:
+                where = str(folder / "storage.url")
+                write_secret(Path(where), text)
+            yield Trials(study, database, where)
         finally:
             database.remove_session()
             database.engine.dispose()
@@ -116,7 +122,7 @@ def _url(storage: str | None, default: Path) -> URL:
         url = make_url(storage)
         backend = url.get_backend_name()
     except ArgumentError:
-        raise UserError(f"hydra.sweeper.storage: {storage!r} is no URL of a database, and no file") from None
+        raise UserError(f"hydra.sweeper.storage: {masked(storage)!r} is no URL of a database, and no file") from None
     if backend != "sqlite":
         return url
     if url.database in (None, "", ":memory:"):

@@ -1,17 +1,19 @@
 """The sweeper that Hydra makes of conf/hydra/sweeper/optuna.yaml."""
 
+import sys
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from pydantic import ValidationError
 
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.config import describe_error
 from spkexp.errors import ConfigError
-from spkexp.pruning import import_optuna
+from spkexp.pruning import import_optuna, masked
 from spkexp.sections import Section, Text
 from spkexp.types import NonNegativeInt, PositiveInt
 
@@ -76,6 +78,7 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        _forget_passwords(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -105,3 +108,16 @@ class OptunaSweeper(Sweeper):
                 describe_error(f"hydra.sweeper.{'.'.join(map(str, e['loc']))}", e, Settings) for e in error.errors()
             ]
             raise ConfigError(mistakes) from None
+
+
+def _forget_passwords(config: DictConfig) -> None:
+    """Without those of hydra.sweeper.storage: Hydra's part of `config` goes to the jobs, by way of files, and what runs
+    are stored with, their own and wandb's, says by which command they were started."""
+    for arguments in (sys.argv, sys.orig_argv):
+        arguments[:] = map(masked, arguments)
+    known: Any = HydraConfig.instance().cfg
+    for hydra in [config.hydra, *([known.hydra] if known is not None else [])]:
+        with read_write(hydra):
+            if isinstance(hydra.sweeper.storage, str) and not OmegaConf.is_interpolation(hydra.sweeper, "storage"):
+                hydra.sweeper.storage = masked(hydra.sweeper.storage)
+            hydra.overrides.hydra = [masked(override) for override in hydra.overrides.hydra]

@@ -7,6 +7,7 @@ import polars as pl
 
 from spkexp.data.trial_lists import read_lines
 from spkexp.errors import UserError
+from spkexp.json_file import replacing
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,6 @@ def write_groups(file: str | Path, rows: pl.DataFrame) -> None:
         if len(wrong):
             raise UserError(f"{file}: {wrong[column][0]!r} cannot stand in a list whose names are parted by blanks")
     lines = rows.group_by("name", maintain_order=True).agg(pl.col("utterance").str.join(" "))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for name, utterances in lines.iter_rows():
             stream.write(f"{name} {utterances}\n")
-    partial.replace(file)

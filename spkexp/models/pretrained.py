@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spkexp.errors import UserError
+from spkexp.json_file import replacing
 
 KEY = "model.encoder.pretrained"
 DOWNLOADS = "https://download.pytorch.org/torchaudio/models"
@@ -216,17 +217,13 @@ def _cached(name: str, path: str) -> Path:
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if file.is_file():
         return file
-    partial = file.with_name(f"{file.name}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _open(url) as response, partial.open("wb") as out:
+        with _open(url) as response, replacing(file) as temporary, temporary.open("wb") as out:
             shutil.copyfileobj(response, out, length=1 << 20)
             size = response.headers.get("Content-Length")
             if size is not None and out.tell() != int(size):
                 raise OSError(f"{out.tell()} of {size} bytes came")
-        partial.replace(file)
     except (OSError, http.client.HTTPException) as error:  # urllib's and socket's errors are OSErrors
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{KEY}: {name} could not be downloaded ({error}); where there is a network, fetch {url} "
             f"(say, with curl -LO) and put it at {file}"

@@ -21,7 +21,7 @@ from spkexp.errors import UserError
 from spkexp.records import FINISHED, records
 
 UNFINISHED = "unfinished"
-_OWN_NAME = re.compile(r"\d{6}-(?P<what>.+)-(?P<id>[0-9a-f]{4})")  # as spkexp.run_folder makes them
+_OWN_NAME = re.compile(r"(?P<time>\d{6})-.+-(?P<id>[0-9a-f]{8})")  # as spkexp.run_folder makes them
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class Comparison:
     runs: list[Run]
     trials: str | None  # the list that they are compared on; None: no run has any
     differing: list[str]  # dotted config keys in which they differ
+
+    def name(self, run: Run) -> str:
+        """The run's; with day and time where another run has the same, for one config may be trained twice."""
+        if run.folder is None or sum(other.name == run.name for other in self.runs) == 1:
+            return run.name
+        made = _OWN_NAME.fullmatch(run.folder.name)
+        return f"{run.name} {run.folder.parent.name}/{made['time']}" if made else str(run.folder)
 
     def entry(self, run: Run) -> Mapping[str, Any] | None:
         """What results.json says of `trials`."""
@@ -100,13 +107,22 @@ def _read_sweep(folder: Path) -> list[Run]:
         raise UserError(f"{folder}: a record of a job in it cannot be read: {error}") from error
     found = []
     for job in jobs:
-        place, overrides = Path(job.run_dir) if job.run_dir else None, tuple(job.overrides)
+        place, overrides = _place(folder, job.run_dir) if job.run_dir else None, tuple(job.overrides)
         if place is not None and (place / "config.yaml").is_file():
             found.append(_read_run(place, job.status, overrides))
         else:  # it never got a folder, or that is gone, or named as seen from elsewhere
             status = f"no folder {place} here" if place else job.status
             found.append(Run(None, {}, None, status, overrides))
     return found
+
+
+def _place(sweep: Path, run_dir: str) -> Path:
+    """Where a run of the sweep is: a relative `run_dir` is below the folder that the sweep was started in, one of its
+    parents."""
+    for parent in sweep.resolve().parents:
+        if (parent / run_dir / "config.yaml").is_file():
+            return parent / run_dir
+    return Path(run_dir)
 
 
 def _read_run(folder: Path, status: str | None, overrides: tuple[str, ...]) -> Run:
@@ -183,7 +199,7 @@ def comparison_table(compared: Comparison, width: int = 80) -> str:
         results = run.results or {}
         costs = (entry or {}).get("min_dcf") or {}
         table.add_row(
-            escape(run.name),
+            escape(compared.name(run)),
             *_rates(entry, classes),
             *(f"{costs[p]:.3f}" if p in costs else "" for p in p_targets),
             f"{results['parameters'] / 1e6:.2f}" if "parameters" in results else "",
@@ -211,7 +227,7 @@ def _differences(compared: Comparison) -> Table:
     table.add_column("config", overflow="fold")
     for run in compared.runs:
         text = ", ".join(override(key, value) for key, value in compared.differences(run).items())
-        table.add_row(escape(run.name), escape(text) or run.status)
+        table.add_row(escape(compared.name(run)), escape(text) or run.status)
     return table
 
 

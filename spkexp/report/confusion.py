@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from spkexp.json_file import replacing, write_text
 from spkexp.scoring.classification import Classified
 
 _NUMBERED = 12  # up to so many classes the cells have room for numbers
@@ -35,10 +36,7 @@ def write_classified(folder: Path, classified: Classified, answers: bool) -> Non
 def _write(file: Path, rows: list[list[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, text.getvalue())
 
 
 def confusion_plot(file: Path, counts: NDArray[np.int64], classes: list[str], title: str) -> None:
@@ -92,5 +90,5 @@ def confusion_plot(file: Path, counts: NDArray[np.int64], classes: list[str], ti
     axes.set_title(f"{title}: {counts.sum():,} utterances", fontsize=10, parse_math=False)
     ticks = (0, 20, 40, 60, 80, 100) if numbered else (0, 2, 5, 10, 20, 40, 60, 80, 100)
     figure.colorbar(image, ax=axes, label="% of the true class", ticks=ticks, fraction=0.045, pad=0.02)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, bbox_inches="tight", pad_inches=0.1)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.1)

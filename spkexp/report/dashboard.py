@@ -28,7 +28,15 @@ def tracked(runs: Sequence[Run]) -> tuple[str | None, str, list[Run]]:
     The entity is None where the runs went to whoever was logged in.
     """
     found = [run for run in runs if (run.config.get("tracking") or {}).get("wandb") in ("online", "offline")]
-    places = list(dict.fromkeys((run.config["tracking"]["entity"], run.config["tracking"]["project"]) for run in found))
+    for run in found:
+        if not run.config["tracking"].get("project"):
+            raise UserError(
+                f"--wandb: the config of {run.name} has no tracking.project, which says where wandb has the run; "
+                f"name the other runs, or write it into {run.folder}/config.yaml"
+            )
+    places = list(
+        dict.fromkeys((run.config["tracking"].get("entity"), run.config["tracking"]["project"]) for run in found)
+    )
     if not places:
         raise UserError(
             "--wandb: none of the runs is in wandb; train with tracking.wandb=online, or offline and a sync"

@@ -33,7 +33,7 @@ def sweep_report(found: Sequence[Record], differences: Sequence[Sequence[str]], 
     table.add_column("seconds", justify="right")
     for record, lines, (_, value, interval) in zip(found, differences, results, strict=True):
         shown = [*([value] if names else []), *([interval] if intervals else [])]
-        table.add_row(str(record.number), "\n".join(lines), record.status, *shown, f"{record.seconds:.0f}")
+        table.add_row(str(record.number), "\n".join(lines), _status(record), *shown, f"{record.seconds:.0f}")
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -44,7 +44,14 @@ def sweep_report(found: Sequence[Record], differences: Sequence[Sequence[str]], 
     failed = [(record, lines) for record, lines in zip(found, differences, strict=True) if record.status == FAILED]
     if failed:
         parts.append("\n".join([f"{len(failed)} of {len(found)} jobs failed:", *(_failure(*f, width) for f in failed)]))
+    before = [f"  {record.number:>3}  trained by {record.code}" for record in found if record.code is not None]
+    if before:
+        parts.append("\n".join(["finished before by other code; resume=never trains them anew:", *before]))
     return "\n\n".join(parts)
+
+
+def _status(record: Record) -> str:
+    return record.status if record.code is None else f"{record.status} before"
 
 
 def _failure(record: Record, lines: Sequence[str], width: int) -> str:

@@ -15,6 +15,7 @@ from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.trials import Models, Trials
 from spkexp.data.utterances import Strings, Utterances
 from spkexp.errors import UserError
+from spkexp.json_file import replacing
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.extract import embed
 from spkexp.scoring.metrics import Ranking, eer, eer_threshold, min_dcf
@@ -170,9 +171,7 @@ def write_scores(file: Path, scored: Scored) -> None:
     assert scores is not None
     utterances = _texts(scored.set.utterances.id)
     enrolled = utterances if trials.models is None else _texts(trials.models.name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("w", encoding="utf-8") as stream:
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for start in range(0, len(trials), BLOCK):
             block = slice(start, start + BLOCK)
             label = [] if trials.target is None else [pl.Series("label", trials.target[block]).cast(pl.UInt8)]
@@ -185,7 +184,6 @@ def write_scores(file: Path, scored: Scored) -> None:
                 ]
             )
             stream.write(lines.write_csv(include_header=False, separator=" ", quote_style="never", float_precision=6))
-    temporary.replace(file)
 
 
 def _texts(column: Strings) -> pl.Series:

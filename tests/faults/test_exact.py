@@ -17,7 +17,7 @@ from spkexp.counter import generator
 from spkexp.data.dataset import Parts
 from spkexp.data.sampler import BucketSampler, RandomSampler, ShardSampler, SpeakerSampler, WeightedSampler
 from spkexp.experiment import run_experiment
-from spkexp.interrupt import Stopped
+from spkexp.interrupt import Stopped, StopRequest
 from spkexp.resume import config_to_resume
 from spkexp.step import StepOutput, TrainStep
 from tests.faults.corpus import arguments, write_corpus
@@ -86,7 +86,8 @@ def settings(corpus: Path, folder: Path, more: list[str], workers: int) -> DictC
 
 
 def run(cfg: DictConfig, resumed: bool) -> None:
-    run_experiment(cfg, torch.device("cpu"), resumed)
+    with StopRequest() as stop:
+        run_experiment(cfg, torch.device("cpu"), resumed, stop)
 
 
 def broken_at(step: int, happens: Callable[[], None], patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.faults.conftest import Victim
 from tests.faults.test_ranks import fault
-from tests.faults.traces import metrics, saved_step
+from tests.faults.traces import differences, metrics, saved_step
 
 
 def not_finite(once: Path | None = None) -> str:
@@ -39,3 +39,25 @@ def test_the_run_goes_on_and_counts(victim: Victim, policy: str) -> None:
     assert results["steps"] == 20
     steps = [line["step"] for line in metrics(victim.folder) if "train" in line]
     assert steps == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_a_rollback_brings_back_weights_average_and_moments(victim: Victim, corpus: Path, tmp_path: Path) -> None:
+    """The step of AT is the twelfth, and the checkpoint before it is that of the eighth."""
+    common = (not_finite(), "trainer.ema=0.9", "trainer.checkpoint_steps=8", "trainer.max_steps=12")
+    ended = Victim(corpus, tmp_path / "ended")
+    first = ended.start(*common, "trainer.on_nan=raise")
+    assert first.wait() == 2, first.text()
+    assert saved_step(ended.folder) == 8
+    second = victim.start(*common, "trainer.on_nan=rollback")
+    assert second.wait() == 0, second.text()
+    assert "the weights are those of step 8 again" in second.text()
+    assert saved_step(victim.folder) == 12
+    checkpoints = [run.folder / "checkpoints" / "last" for run in (ended, victim)]
+    weights = [load_file(place / "model.safetensors") for place in checkpoints]
+    assert differences(*weights) == []
+    states = [torch.load(place / "train_state.pt", weights_only=True) for place in checkpoints]
+    for part in ("ema", "optimizer"):
+        moved = [{**state[part], "param_groups": None} for state in states]  # the learning rate is the next step's
+        assert differences(*moved, part) == []
+    assert states[1]["position"]["rollbacks"] == 1

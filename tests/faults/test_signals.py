@@ -1,12 +1,23 @@
 """A signal: the step is finished and saved, and the exit code says whether the job is to be started again."""
 
+import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from spkexp import results
+from spkexp.compose import compose_config
+from spkexp.experiment import run_experiment
+from spkexp.interrupt import Stopped, StopRequest
+from spkexp.models.speaker import SpeakerModel
 from tests.faults.conftest import Victim
+from tests.faults.corpus import arguments
+from tests.faults.runs import wait_for
 from tests.faults.traces import last_step, saved_step
 
 slow = pytest.mark.slow
@@ -29,6 +40,56 @@ def test_the_same_command_goes_on(victim: Victim, whole: Path, number: int, code
     again = victim.start("resume=auto")
     victim.assert_finishes_like(whole, again)
     assert re.search(r"resumed at step [3-9]", again.text())
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_before_the_first_step(victim: Victim, whole: Path, number: int, code: int) -> None:
+    run = victim.start("resume=auto")
+    wait_for((victim.folder / "train.log").exists, run)
+    run.signal(number)
+    assert run.wait(30) == code, run.text()
+    victim.assert_clean(run)
+    assert "nothing was saved yet; go on with: python -m spkexp.train resume=" in run.text()
+    assert "Traceback" not in run.text()
+    victim.assert_finishes_like(whole, victim.resume())
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_while_the_report_is_made(victim: Victim, whole: Path, number: int, code: int) -> None:
+    run = victim.start()
+    victim.reaches(5, run)
+    picture = victim.folder / "plots" / "det.png"
+    picture.parent.mkdir()
+    os.mkfifo(picture)  # which nobody reads: a report without an end
+    wait_for((victim.folder / "scores" / "val.txt").exists, run)
+    run.signal(number)
+    assert run.wait(10) == code, run.text()
+    victim.assert_clean(run)
+    _assert_all_is_saved(victim.folder, run.text())
+    picture.unlink()
+    victim.assert_finishes_like(whole, victim.resume())
+
+
+def test_scoring_for_the_report_stops_between_batches(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_best, forward, scored = results._load_best, SpeakerModel.forward, []
+
+    def load(*given: Any) -> Any:
+        monkeypatch.setattr(SpeakerModel, "forward", signalled)
+        return load_best(*given)
+
+    def signalled(self: SpeakerModel, *given: Any) -> Tensor:
+        scored.append(given)
+        signal.raise_signal(signal.SIGUSR1)
+        return forward(self, *given)
+
+    monkeypatch.setattr(results, "_load_best", load)
+    given = arguments(corpus, tmp_path / "run", "trainer.max_steps=2", "scoring.batch_seconds=2")
+    with StopRequest() as stop, stop.at_once(), pytest.raises(Stopped, match="SIGUSR1"):
+        run_experiment(compose_config(given), torch.device("cpu"), False, stop)
+    assert len(scored) == 1
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.slow
