@@ -152,12 +152,15 @@ class Experiment:
             signal = Signal(two.waveform, two.lengths, keys, np.arange(len(keys)))
             rows = len(self.augmentation(signal, iter(two.material)).waveform) / max(1, len(keys))
         step = self._build_step(pretrained=False, steps_per_epoch=1)
-        train, sampler = self.data.train, self.cfg.data.sampler
-        together = sampler.get("utterances_per_speaker", 1)
-        # Speakers times what is drawn of each, or the utterances, of which an epoch may take one of several copies.
-        drawn = train.rows if self.cfg.augment.speed_copies == "one" else len(train)
-        most = min(drawn, len(self.labels) * together) if together > 1 else drawn
+        train, node = self.data.train, self.cfg.data.sampler
         seconds, classes = self.cfg.data.crop_seconds, len(self.labels)
+        # Of an utterance, an epoch may take one of several copies; of a speaker, a batch takes so many utterances once.
+        most = train.rows if self.cfg.augment.speed_copies == "one" else len(train)
+        together = node.get("utterances_per_speaker", 1)
+        if node.get("epoch_hours") is not None and seconds is not None:
+            most = round(node.epoch_hours * 3600 / seconds)
+        if together > 1:
+            most = min(most, together * classes)
         self.settings.batch_size = largest_batch_size(step, seconds, rows, self.settings, classes, most, together)
         self.cfg.trainer.batch_size = self.settings.batch_size
 

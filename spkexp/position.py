@@ -13,7 +13,7 @@ class Position:
     best: dict[str, Any] = field(default_factory=dict)  # step, value (the lower the better) and weights of the best
     since_best: int = 0  # validations since then
     seconds: float = 0.0  # spent in steps
-    skipped_steps: int = 0  # left out for a loss or a gradient that was not finite
+    skipped_steps: int = 0  # left out for a loss or a gradient that was not finite; not those of fp16's scaler
     rollbacks: int = 0
 
     def state(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_the_best_first_and_the_unfinished_named(three: list[Path], command: Com
     words = [line.split() for line in lines]
     best, best_differs = (row for row in words if row[:1] == ["best"])
     assert best[:7] == ["best", "10.00", "9.00–11.00", "0.500", "0.250", "1.50", "40"]
-    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", SEED_1])
+    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", SEED_1[:4]])
     assert other[2:4] == ["20.00", "19.00–21.00"]
     assert words.index(best) < words.index(other)
     assert f"{three[2]}: unfinished, no results" in lines
@@ -117,15 +117,15 @@ def test_runs_of_one_config_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     cfg = compose_config(["seed=1"])
     first = create(cfg).absolute()
     (alone,) = comparison(read_runs([first])).runs
-    assert alone.name == f"ecapa_small {SEED_1}"
+    assert alone.name == f"ecapa_small {SEED_1[:4]}"
     later = make_run(first.with_name(f"235960{first.name[6:]}"), ["seed=1"], None)
     other = make_run(tmp_path / "2020-01-01" / "best", [], None)
     same = make_run(tmp_path / "elsewhere" / "best", [], None)
     compared = comparison(read_runs([first, later, other, same]))
     day, time = first.parent.name, first.name[:6]
     assert [compared.name(run) for run in compared.runs] == [
-        f"ecapa_small {SEED_1} {day}/{time}",
-        f"ecapa_small {SEED_1} {day}/235960",
+        f"ecapa_small {SEED_1[:4]} {day}/{time}",
+        f"ecapa_small {SEED_1[:4]} {day}/235960",
         str(other),
         str(same),
     ]

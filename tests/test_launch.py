@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from spkexp import distributed, launch
-from spkexp.agent import environment
+from spkexp.agent import GRACE_SECONDS, SHORT_GRACE_SECONDS, Agent, environment
 from spkexp.errors import ConfigError, UserError
 from spkexp.interrupt import StopRequest
 from spkexp.launch import Nodes, first_host
@@ -279,7 +281,7 @@ def test_no_process_outlives_the_one_that_started_it(torchrun: bool, tmp_path: P
     assert [is_alive(worker) for worker in workers] == [True, True]
     process.kill()
     process.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(map(is_alive, workers)):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -292,7 +294,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, start: Start) -> None:
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(1.5)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=GRACE_SECONDS / 3) == 130  # the patience that a first one gets is not waited for
     assert "spkexp: interrupted" in process.communicate()[0]
 
 
@@ -302,24 +304,41 @@ def waits(cfg: DictConfig, resumed: bool) -> None:
         time.sleep(600)
 
 
+def step(node: int, job: int) -> dict[str, str]:
+    """What srun tells the task of a node, of two that are this machine."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost,localhost",
+        "SLURM_NODEID": str(node),
+        "SLURMD_NODENAME": "localhost",
+    }
+
+
+def port_of(job: int) -> int:
+    with environment(**step(0, job)):
+        return int(Nodes.here(0).endpoint.rpartition(":")[2])
+
+
+def a_free_port() -> tuple[int, int]:
+    """(a port that nobody listens to, a job whose nodes meet there)."""
+    for job in range(os.getpid(), os.getpid() + 1000):
+        with suppress(OSError), socket.create_server(("", port_of(job))):
+            return port_of(job), job
+    raise AssertionError("no port is free")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slurm", [False, True])
 def test_two_agents_start_again_together(slurm: bool, tmp_path: Path, start: Start) -> None:
     agents = []
+    port, job = a_free_port()
     for node in range(2):
         if slurm:
-            variables = {
-                "SLURM_JOB_ID": str(os.getpid()),
-                "SLURM_STEP_ID": "0",
-                "SLURM_STEP_NUM_NODES": "2",
-                "SLURM_STEP_NUM_TASKS": "2",
-                "SLURM_STEP_NODELIST": "localhost,localhost",
-                "SLURM_NODEID": str(node),
-                "SLURMD_NODENAME": "localhost",
-            }
-            agents.append(start(*python("parent", "dies", str(tmp_path), "1", "2"), **variables))
+            agents.append(start(*python("parent", "dies", str(tmp_path), "1", "2"), **step(node, job)))
         else:
-            port = 20_000 + os.getpid() % 10_000
             options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=7"]
             options += [f"--rdzv-endpoint=localhost:{port}", "--local-addr=localhost", "--no-python", sys.executable]
             agents.append(start(*TORCHRUN[1:], *options, *python("worker", "dies", str(tmp_path))))
@@ -330,6 +349,87 @@ def test_two_agents_start_again_together(slurm: bool, tmp_path: Path, start: Sta
         assert f"Outcome(run_dir='{tmp_path}', value=2, pruned=False)" in printed[0]
         assert printed[1].splitlines()[-1] == "None"
         assert "rank 1 of 2 on" in printed[0] + printed[1]
+
+
+@pytest.mark.slow
+def test_a_warning_to_two_nodes_is_for_the_first_to_tell(tmp_path: Path, start: Start) -> None:
+    """Slurm kills the tasks of a step when one of them fails, while another may still save."""
+    _, job = a_free_port()
+    agents = [start(*python("parent", "trains", str(tmp_path), "1", "0"), **step(node, job)) for node in range(2)]
+    until(tmp_path, lambda lines: lines.count("trains") == 2)
+    for agent in agents:
+        agent.send_signal(signal.SIGUSR1)
+    printed = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [75, 0], printed
+    assert_saved(tmp_path)
+
+
+def test_nodes_that_cannot_meet_say_why_and_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, job = a_free_port()
+    with socket.create_server(("", port_of(job))), environment(**step(0, job)):
+        monkeypatch.setattr(launch, "_launches", 0)
+        assert run(settings(tmp_path), "dies") == (None, 1)
+    err = capfd.readouterr().err
+    assert f"the nodes cannot meet, 2 at localhost:{port_of(job)} within 600 s: " in err
+    assert "start the step or the job again: each takes another port" in err
+    # The second node, without whom the first does not begin.
+    monkeypatch.setattr(launch, "_launches", 0)
+    monkeypatch.setattr(launch, "_MEETING_SECONDS", 1)
+    with environment(**step(0, job)):
+        assert run(settings(tmp_path), "dies") == (None, 1)
+    err = capfd.readouterr().err
+    assert f"the nodes of the launch did not come together, 2 at localhost:{port_of(job)} within 1 s: " in err
+    assert "see whether each node's task was started" in err
+
+
+def agent_of(tmp_path: Path) -> Agent:
+    cfg = settings(tmp_path)
+    return Agent(launch._spec(cfg, Nodes.here(0), ("-c", "")), StopRequest(), "")
+
+
+def test_a_warning_does_not_hurry_and_a_repetition_does(tmp_path: Path) -> None:
+    agent = agent_of(tmp_path)
+    left = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):
+        agent.forward(number)
+        left.append(agent._deadline - time.monotonic())
+    assert min(left[:3]) > GRACE_SECONDS / 2
+    assert max(left[3:]) <= SHORT_GRACE_SECONDS
+
+
+def is_stopped_by_another(cfg: DictConfig, resumed: bool) -> None:
+    """Slurm warns the processes of a step by themselves; the parent, as it may be told, not at all."""
+    with distributed.processes("cpu", 1), StopRequest() as stop:
+        if distributed.is_main():
+            os.kill(os.getpid(), cfg.trainer.signal)
+        distributed.gather(None)
+        stopped = stop.stopped()
+    stopped.leave()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGUSR1, 75), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_the_code_of_processes_that_others_stopped(
+    number: int, code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = settings(tmp_path)
+    cfg.trainer.signal = int(number)
+    assert run(cfg, "is_stopped_by_another") == (None, code)
+    assert "spkexp: rank" not in capfd.readouterr().err
+
+
+def test_a_node_without_rank_0_waits_for_its_outcome_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody is there to have an agent's memory of."""
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
+    with environment(RANK="1", LOCAL_RANK="0"), pytest.raises(SystemExit) as end:
+        launch._share(None, tmp_path / "outcome.json")
+    assert end.value.code == distributed.EXIT_LOST
+    assert "rank 0 did not come to its end within 0.5 s" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

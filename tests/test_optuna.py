@@ -419,6 +419,9 @@ def test_a_password_stands_in_one_file_that_nobody_else_reads(
     study = optuna.load_study(study_name=None, storage=open_storage(url))
     assert [sorted(trial.intermediate_values) for trial in study.trials] == [[1, 2, 3]] * 2  # the jobs found it
     assert "n_trials=2 reached before" in start(*command, "hydra.sweeper.n_trials=2").err
+    monkeypatch.setenv("STUDY", url)
+    by_name = (*command, "hydra.sweeper.n_trials=2", "hydra.sweeper.storage=${oc.env:STUDY}")
+    assert "n_trials=2 reached before" in start(*by_name).err
 
 
 @pytest.mark.parametrize(
@@ -484,7 +487,7 @@ def test_a_study_keeps_to_its_ranges_and_is_one_search_at_a_time(start: Start) -
     seen = []
 
     def job(cfg: DictConfig) -> dict[str, Any]:
-        # POSIX locks hold between processes: another one is refused while this job runs.
+        # Locks hold between processes: another one is refused while this job runs.
         command = [sys.executable, "-c", LOCK, ".mine.lock"]
         seen.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
         return {"status": "finished", "value": 0.5, "error": None, "run_dir": None}
@@ -503,7 +506,7 @@ def test_a_study_keeps_to_its_ranges_and_is_one_search_at_a_time(start: Start) -
 LOCK = """
 import fcntl, sys
 try:
-    fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError as error:
     print(type(error).__name__)
 """

@@ -27,6 +27,7 @@ from hydra_plugins.spkexp_optuna._space import MAX_GRID, Point, Space
 from hydra_plugins.spkexp_optuna._study import DONE, ERROR, RUN_DIR, Trials, first_number, name_of, opened
 from hydra_plugins.spkexp_optuna._summary import outcome_line, summary
 from hydra_plugins.spkexp_optuna.sweeper import Settings
+from spkexp import exit_codes
 from spkexp.cli import set_up_logging
 from spkexp.config import check
 from spkexp.errors import ConfigError, UserError
@@ -53,7 +54,7 @@ class Hydra:
         """The exit code of a search whose jobs were stopped: the one that the sweep knows, else as after SIGTERM."""
         folder = Path(self.config.hydra.sweep.dir)
         stopped = Ticket.read(folder).stopped if (folder / "sweep.json").is_file() else None
-        return 128 + signal.SIGTERM if stopped is None else stopped
+        return exit_codes.of_signal(signal.SIGTERM) if stopped is None else stopped
 
     def mistakes(self, overrides: list[str]) -> list[str]:
         """What is wrong with the config of a job."""

@@ -118,6 +118,7 @@ def _forget_passwords(config: DictConfig) -> None:
     known: Any = HydraConfig.instance().cfg
     for hydra in [config.hydra, *([known.hydra] if known is not None else [])]:
         with read_write(hydra):
-            if isinstance(hydra.sweeper.storage, str) and not OmegaConf.is_interpolation(hydra.sweeper, "storage"):
-                hydra.sweeper.storage = masked(hydra.sweeper.storage)
+            given = OmegaConf.to_container(hydra.sweeper, resolve=False)
+            if isinstance(given, dict) and isinstance(given.get("storage"), str):
+                hydra.sweeper.storage = masked(given["storage"])
             hydra.overrides.hydra = [masked(override) for override in hydra.overrides.hydra]

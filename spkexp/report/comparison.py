@@ -36,12 +36,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's, without what only tells when the run began."""
+        """The folder's, without what only tells when the run began, and with so much of the id as mostly will do."""
         if self.folder is None:
             return " ".join(self.overrides) or "a job"
         made = _OWN_NAME.fullmatch(self.folder.name)
         model = (self.config.get("names") or {}).get("model")
-        return f"{model} {made['id']}" if made and model else self.folder.name
+        return f"{model} {made['id'][:4]}" if made and model else self.folder.name
 
 
 @dataclass(frozen=True)
