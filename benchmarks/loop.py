@@ -13,9 +13,12 @@ from statistics import median
 
 import torch
 from common import parser, write
+from omegaconf import OmegaConf
 
 from spkexp.compose import compose_config
 from spkexp.experiment import Experiment
+from spkexp.interrupt import StopRequest
+from spkexp.sections import Trainer
 
 CASES = {
     "ecapa_small, no copies": ["model=ecapa_small", "augment=none"],
@@ -25,19 +28,21 @@ CASES = {
 
 
 def experiment(folder: Path, overrides: list[str], steps: int) -> Experiment:
+    folder.mkdir()
     common = [f"run_dir='{folder}'", f"data.root='{folder.parent}/voices'", f"trainer.max_steps={steps}"]
     common += ["trainer.validate_every=1000", "trainer.checkpoint_minutes=null", "trainer.log_every=1"]
     cfg = compose_config([*overrides, *common])
-    built = Experiment(cfg, torch.device("cpu"), resumed=False)
-    built.trainer.validate = None
+    settings = Trainer.model_validate(OmegaConf.to_container(cfg.trainer))
+    built = Experiment(cfg, settings, torch.device("cpu"), folder, resumed=False, stop=StopRequest())
+    built.trainer.validation.measure = None
     return built
 
 
 def loop_rate(built: Experiment) -> float:
     """Utterances a second of Trainer.fit."""
-    trainer = built.trainer
-    trainer.fit()
-    return trainer.step * built.settings.batch_size / trainer.seconds
+    built.trainer.fit()
+    position = built.trainer.position
+    return position.step * built.cfg.trainer.batch_size / position.seconds
 
 
 def bare_rate(built: Experiment, steps: int) -> float:
@@ -47,7 +52,7 @@ def bare_rate(built: Experiment, steps: int) -> float:
     begin = time.monotonic()
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        module(batch.waveform, batch.lengths, batch.label, batch.item, 0, step).loss.backward()
+        module(batch.waveform, batch.lengths, batch.label, batch.key, batch.material, step).loss.backward()
         optimizer.step()
     return steps * len(batch.item) / (time.monotonic() - begin)
 

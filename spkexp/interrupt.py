@@ -89,7 +89,7 @@ class StopRequest:
         finally:
             self._asks = before
         if self.number is not None:
-            raise self._stopped(self.number)
+            raise self.ending()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -104,7 +104,7 @@ class StopRequest:
         elif again:
             raise KeyboardInterrupt
         elif first and not self._asks:
-            raise self._stopped(number)
+            raise self.ending()
         elif new and self._asks and distributed.is_main():
             log.info("%s: stopping as soon as all is saved%s", signal.Signals(number).name, self._hint(number))
 
@@ -122,7 +122,9 @@ class StopRequest:
         numbers = [number for number in distributed.gather(self.number) if number is not None]
         # Noted in those that did not receive it, too: it is not to be raised once more when it reaches them.
         self.number = min(numbers, key=lambda n: n not in self._warnings)
-        return self._stopped(self.number)
+        return self.ending()
 
-    def _stopped(self, number: int) -> Stopped:
-        return Stopped(number, self._previous.get(number))
+    def ending(self) -> Stopped:
+        """The exception for what this process knows to have been received."""
+        assert self.number is not None
+        return Stopped(self.number, self._previous.get(self.number))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spkexp.errors import UserError
 from spkexp.json_file import write_json
 from spkexp.resume import IMMATERIAL, NEVER
 
@@ -90,7 +91,7 @@ class Ticket:
 
     @staticmethod
     def read(folder: Path) -> "Ticket":
-        return Ticket(**json.loads((folder / "sweep.json").read_text(encoding="utf-8")))
+        return Ticket(**_read(folder / "sweep.json", "start the same command again"))
 
     def stop(self, folder: Path, code: int) -> None:
         """Let no further job start. The first code stays; that of a later start of the sweep is no concern of this."""
@@ -105,14 +106,26 @@ class Ticket:
 def records(folder: Path) -> list[Record]:
     """All jobs that a sweep, in `folder`, has started so far, in order."""
     files = [file for file in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{12}\.json", file.name)]
-    found = [Record(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = [_record(file) for file in files]
     return sorted(found, key=lambda record: (record.number, record.start))
 
 
 def record_of(folder: Path, overrides: Sequence[str]) -> Record | None:
     """The record of the job with these overrides; None if it never began."""
     file = folder / f"{fingerprint(overrides)}.json"
-    return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return _record(file) if file.is_file() else None
+
+
+def _record(file: Path) -> Record:
+    return Record(**_read(file, "remove it, and the same command runs that job again"))
+
+
+def _read(file: Path, remedy: str) -> dict[str, Any]:
+    """A power cut can leave a file empty. Raises UserError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error}); {remedy}") from None
 
 
 def differences(found: Sequence[Record]) -> list[list[str]]:

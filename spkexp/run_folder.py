@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from spkexp import distributed
 from spkexp.code_state import code_state
 from spkexp.errors import UserError
-from spkexp.json_file import write_json
+from spkexp.json_file import replacing, write_json
 from spkexp.lock import hold
+from spkexp.pruning import masked
 from spkexp.resume import (
     AUTO,
     ENVIRONMENT,
@@ -131,9 +132,8 @@ def update_config(cfg: DictConfig, folder: Path) -> None:
     if known and known.get("config") not in (own, auto):
         asked_auto = known.get("config") == _fingerprint_of_auto(folder)
         write_json(folder / ENVIRONMENT, known | {"config": auto if asked_auto else own})
-    temporary = folder / ".config.yaml.partial"
-    OmegaConf.save(cfg, temporary)
-    temporary.replace(folder / "config.yaml")
+    with replacing(folder / "config.yaml") as temporary:
+        OmegaConf.save(cfg, temporary)
 
 
 def _fingerprint_of_auto(folder: Path) -> str | None:
@@ -147,7 +147,7 @@ def _fingerprint_of_auto(folder: Path) -> str | None:
 def environment() -> dict[str, Any]:
     """What a reader needs to know to repeat the run: command, code, packages, hardware."""
     return {
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": [sys.executable, *map(masked, sys.orig_argv[1:])],
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "host": platform.node(),
         "platform": platform.platform(),

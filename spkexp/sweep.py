@@ -29,6 +29,7 @@ from spkexp.compose import option
 from spkexp.errors import UserError
 from spkexp.lock import hold
 from spkexp.outcome import Outcome
+from spkexp.pruning import masked
 from spkexp.records import FAILED, FINISHED, PRUNED, RUNNING, STOPPED, Record, Ticket
 from spkexp.report.finished import other_code
 from spkexp.report.sweep import sweep_report
@@ -57,7 +58,14 @@ def run_sweep(overrides: list[str], first: DictConfig, start: Callable[[list[str
         slurm = option("hydra/launcher") == "submitit_slurm"  # its jobs outlive the command
         search = option("hydra/sweeper") != "basic"  # which prints a page of its own
         _await_former_jobs(folder)
-        ticket = Ticket(secrets.token_hex(4), sys.orig_argv, socket.gethostname(), os.getpid(), not slurm, None)
+        ticket = Ticket(
+            secrets.token_hex(4),
+            [masked(argument) for argument in sys.orig_argv],
+            socket.gethostname(),
+            os.getpid(),
+            not slurm,
+            None,
+        )
         ticket.write(folder)
         with Signals(folder, ticket) as signals:
             ended = _exit_code_of(lambda: start(more))

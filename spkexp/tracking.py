@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from spkexp import distributed
+from spkexp.json_file import write_text
 from spkexp.scoring.verification import Scored
 from spkexp.sections import Tracking
 from spkexp.wandb_run import WandbRun
@@ -75,7 +76,5 @@ def _drop_after(path: Path, step: int, validated: int) -> list[dict[str, Any]]:
                 kept.append(entry)
         except (json.JSONDecodeError, KeyError):
             continue
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in kept))
     return kept

@@ -82,8 +82,8 @@ def run(cfg: DictConfig, resumed: bool) -> Outcome:
                 from spkexp.experiment import run_experiment
 
                 return run_experiment(cfg, device, resumed, stop)
-        except Stopped as error:
-            stopped = error
+        except Stopped:
+            stopped = stop.ending()  # a warning may have followed
     return stopped.leave()
 
 

@@ -79,11 +79,24 @@ class Done(NamedTuple):
 Run = Callable[..., Done]
 
 
-@pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """run_command("train", ARGUMENT, …) is `python -m spkexp.train ARGUMENT …`, in this process. Never a traceback."""
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command sets up handlers and levels for its process, which here goes on to other tests."""
     root, package = logging.getLogger(), logging.getLogger("spkexp")
     handlers, levels = list(root.handlers), (root.level, package.level)
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    for handler in handlers:
+        if handler not in root.handlers:
+            root.addHandler(handler)
+    for logger, level in zip((root, package), levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run_command("train", ARGUMENT, …) is `python -m spkexp.train ARGUMENT …`, in this process. Never a traceback."""
 
     def run(command: str, *arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", [f"spkexp.{command}", *arguments])
@@ -97,10 +110,4 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         assert "Traceback" not in out + err
         return Done(code, out, err)
 
-    yield run
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in handlers:
-        root.addHandler(handler)
-    for logger, level in zip((root, package), levels, strict=True):
-        logger.setLevel(level)
+    return run

@@ -94,6 +94,7 @@ def test_with_nothing_to_save_it_stops_at_once() -> None:
         assert stopped.value.exit_code == 143
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)  # what happens at the end is not broken off
+        assert stop.ending().exit_code == 75
         time.sleep(0.3)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)

@@ -259,7 +259,7 @@ def test_of_two_at_once_one_works(tmp_path: Path, cache: Path, caplog: pytest.Lo
     assert found[0].table.equals(found[1].table)
     assert found[0].table["duration"].null_count() == 0
     assert caplog.text.count(LINE) == 1
-    assert caplog.text.count("waiting for another process") == 1
+    assert caplog.text.count("waiting for process") == 1
 
 
 def test_what_lies_outside_of_the_root_counts(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

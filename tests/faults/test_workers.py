@@ -9,8 +9,17 @@ from tests.faults.runs import Run, wait_for
 
 
 def workers_of(run: Run) -> list[int]:
-    """The processes that the training process started."""
-    return [pid for pid in run.tree() if pid != run.pid and _parent(pid) == run.pid]
+    """The readers: forked by the training process, so that they go by the same command."""
+    return [
+        pid for pid in run.tree() if pid != run.pid and _parent(pid) == run.pid and _command(pid) == _command(run.pid)
+    ]
+
+
+def _command(pid: int) -> bytes | None:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
 
 
 def _parent(pid: int) -> int | None:
