@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from spkexp.data.sampler import RandomSampler, parts_of_batch
 from tests.faults.conftest import EPOCHS, Victim
 from tests.faults.runs import Run
 from tests.faults.traces import metrics, saved_step
 
-AT = [0, 2, 5]  # seed, epoch, utterance: a step of the third epoch, so the ninth to the twelfth
+SEED, EPOCH = 0, 2
+UTTERANCES, BATCH, PROCESSES = 32, 8, 2
 
 
 def fault(kind: str, once: Path, rank: int = 1) -> str:
-    node = f"_target_: tests.faults.injected.{kind}, at: {AT}, rank: {rank}, once: '{once}'"
+    """In the ninth step, the first of the third epoch: at an utterance of the part of the batch that `rank` has."""
+    batch = RandomSampler(UTTERANCES, BATCH).epoch(SEED, EPOCH)[0]
+    (own,) = parts_of_batch(batch, 1, PROCESSES, rank)
+    node = f"_target_: tests.faults.injected.{kind}, at: [{SEED}, {EPOCH}, {own[0]}], rank: {rank}, once: '{once}'"
     return f"augment.waveform={{{node}}}"
 
 
@@ -54,7 +59,7 @@ def test_all_end_and_the_run_goes_on(
     assert run.wait(90) not in (0, 2, 75), run.text()
     victim.assert_clean(run)
     assert (tmp_path / "struck").exists()
-    assert 8 <= saved_step(victim.folder) <= 11
+    assert saved_step(victim.folder) == 8
     _assert_it_says_what_happened(kind, rank, victim.folder, run)
     victim.assert_finishes_like(undisturbed, victim.resume())
 
