@@ -33,6 +33,10 @@ def write(output: Path, description: str, figures: dict[str, Any], *packages: st
     output.write_text(text + "\n", encoding="utf-8")
 
 
+def rounded(seconds: list[float]) -> list[float]:
+    return [round(value, 2) for value in seconds]
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import parser, write
+from common import parser, rounded, write
 from omegaconf import DictConfig, OmegaConf
 
 RUNS = 5
@@ -83,10 +83,6 @@ def main() -> None:
         "torch",
         "hydra-core",
     )
-
-
-def rounded(values: list[float]) -> list[float]:
-    return [round(value, 2) for value in values]
 
 
 if __name__ == "__main__":

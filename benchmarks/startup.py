@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import parser, write
+from common import parser, rounded, write
 
 RUNS = 5
 
@@ -62,10 +62,6 @@ def main() -> None:
         "torch",
         "hydra-core",
     )
-
-
-def rounded(values: list[float]) -> list[float]:
-    return [round(value, 2) for value in values]
 
 
 if __name__ == "__main__":
