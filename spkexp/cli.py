@@ -60,7 +60,7 @@ def errors_to_exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception:  # of whatever kind: a fault of ours, that the run's log must have and Python then reports
         _record(traceback.format_exc())
         raise
 

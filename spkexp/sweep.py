@@ -190,7 +190,7 @@ def _attempt(task: Task, cfg: DictConfig, overrides: list[str], record: Record) 
                 raise
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:
+    except Exception:  # of whatever kind: the other jobs go on, and the record says what it was
         traceback.print_exc()
         code = 1
     if isinstance(outcome, Outcome):
