@@ -1,12 +1,28 @@
-"""Error rates against hand-worked numbers and a slow search over thresholds."""
+"""Error rates against hand-worked numbers, exact rational arithmetic and slow searches."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import roc_auc_score
 
-from spkexp.scoring.metrics import Ranking, eer, eer_threshold, error_rates, min_dcf
-from spkexp.scoring.statistics import eer_interval
+from spkexp.scoring.measures import Measures
+from spkexp.scoring.metrics import (
+    Ranking,
+    act_dcf,
+    auc,
+    bayes_error_curve,
+    calibration_curve,
+    cllr,
+    eer,
+    eer_threshold,
+    error_rates,
+    min_cllr,
+    min_dcf,
+    rocch_eer,
+)
 
 
 def test_by_hand() -> None:
@@ -95,27 +111,156 @@ def test_weights_count_as_copies() -> None:
     assert min_dcf(weighted, 0.05) == pytest.approx(min_dcf(repeated, 0.05), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("scores", "target"), [([0.1, 0.2], [True, True]), ([np.nan, 0.2], [True, False]), ([0.1], [True, False])]
-)
-def test_bad_input(scores: list[float], target: list[bool]) -> None:
-    with pytest.raises(ValueError, match=r"score|target"):
-        error_rates(scores, target)
+Points = list[tuple[Fraction, Fraction]]
 
 
-def test_interval_is_wider_than_one_over_trials() -> None:
-    """Speakers differ, so trials of one speaker err together; resampling trials would not see it."""
+def exact_points(scores: list[int], target: list[bool], weights: list[int]) -> Points:
+    """(miss, false alarm) for every threshold, by counting."""
+    kinds = [sum(w for w, t in zip(weights, target, strict=True) if t == kind) for kind in (True, False)]
+    points = []
+    for threshold in [*sorted(set(scores)), max(scores) + 1]:
+        trials = list(zip(scores, target, weights, strict=True))
+        miss = sum(w for s, t, w in trials if t and s < threshold)
+        accepted = sum(w for s, t, w in trials if not t and s >= threshold)
+        points.append((Fraction(miss, kinds[0]), Fraction(accepted, kinds[1])))
+    return points
+
+
+def exact_crossing(start: tuple[Fraction, Fraction], end: tuple[Fraction, Fraction]) -> Fraction:
+    """Where the line from `start` (miss ≤ false alarm) to `end` (miss > false alarm) has equal rates."""
+    below, above = start[1] - start[0], end[0] - end[1]
+    return start[0] + below / (below + above) * (end[0] - start[0])
+
+
+def exact(points: Points, p: Fraction) -> dict[str, Fraction]:
+    steps = list(itertools.pairwise(points))
+    eers = [exact_crossing(a, b) for a, b in steps if a[0] <= a[1] and b[0] > b[1]]
+    assert len(eers) == 1
+    # The lower hull passes below or through every chord, and is one where it crosses.
+    chords = [exact_crossing(a, b) for a in points if a[0] <= a[1] for b in points if b[0] > b[1]]
+    return {
+        "eer": eers[0],
+        "rocch_eer": min(chords),
+        "auc": sum(((1 - (a[0] + b[0]) / 2) * (a[1] - b[1]) for a, b in steps), Fraction(0)),
+        "min_dcf": min(p * miss + (1 - p) * accepted for miss, accepted in points) / min(p, 1 - p),
+    }
+
+
+def test_equal_to_exact_rational_arithmetic() -> None:
+    """On 400 small lists with ties, duplicates, equal scores only, and weights: the double next to the exact value."""
     rng = np.random.default_rng(0)
-    speakers, each = 12, 10
-    speaker = np.repeat(np.arange(speakers), each)
-    offset = rng.normal(0, 1.0, speakers)
-    first, second = np.triu_indices(speakers * each, k=1)
-    same = speaker[first] == speaker[second]
-    scores = 2.0 * same + offset[speaker[first]] + offset[speaker[second]] + rng.normal(0, 0.3, len(first))
-    ranking = Ranking(scores, same)
-    low, high = eer_interval(ranking, speaker[first], speaker[second], replicates=200)
-    value = eer(ranking.error_rates())
-    assert low < value < high
-    naive = np.sqrt(value * (1 - value) / same.sum())
-    assert high - low > 3 * 1.96 * naive
-    assert eer_interval(ranking, speaker[first], speaker[second], replicates=200) == (low, high)
+    for case in range(400):
+        count = int(rng.integers(2, 14))
+        scores = rng.integers(0, rng.integers(1, 2 * count), count)
+        target = rng.permutation(np.arange(count) < rng.integers(1, count))
+        weights = rng.integers(1, 4, count) if case % 2 else np.ones(count, dtype=np.int64)
+        p = Fraction(int(rng.integers(1, 20)), 20)
+        rates = error_rates(scores, target, weights)
+        expected = exact(exact_points(scores.tolist(), target.tolist(), weights.tolist()), p)
+        found = {
+            "eer": eer(rates),
+            "rocch_eer": rocch_eer(rates),
+            "auc": auc(rates),
+            "min_dcf": min_dcf(rates, float(p)),
+        }
+        assert found == {key: pytest.approx(float(value), rel=1e-14, abs=1e-15) for key, value in expected.items()}
+        values = Measures(scores, target, [float(p)], llr=False)
+        many = dict(zip(values.keys, values(weights).tolist(), strict=True))
+        assert [many["eer"], many["rocch_eer"], many["auc"], many[f"min_dcf.{float(p)}"]] == [
+            pytest.approx(value, rel=1e-14, abs=1e-15) for value in found.values()
+        ]
+
+
+def tied_trials(seed: int, count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with ties, targets and weights, some 0."""
+    rng = np.random.default_rng(seed)
+    target = rng.random(count) < 0.4
+    return np.round(rng.normal(size=count) * 2 + 3 * target - 1.5, 1), target, rng.integers(0, 4, count).astype(float)
+
+
+def test_auc_is_scikit_learns() -> None:
+    scores, target, weights = tied_trials(2)
+    expected = roc_auc_score(target, scores, sample_weight=weights)
+    assert auc(error_rates(scores, target, weights)) == pytest.approx(expected, abs=1e-12)
+
+
+def isotonic_bits(scores: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Bits of surprise of each trial once scikit-learn's isotonic regression has calibrated the scores."""
+    share = np.where(target, weights / weights[target].sum(), weights / weights[~target].sum())
+    posterior = IsotonicRegression().fit_transform(scores, target, sample_weight=share)
+    return -np.log2(np.where(target, posterior, 1 - posterior), where=share > 0, out=np.zeros(len(scores)))
+
+
+def test_min_cllr_is_that_of_an_isotonic_regression() -> None:
+    scores, target, weights = tied_trials(3)
+    for weight in (np.ones(len(scores)), weights):
+        bits = isotonic_bits(scores, target, weight)
+        halves = [np.average(bits[kind], weights=weight[kind]) for kind in (target, ~target)]
+        assert min_cllr(error_rates(scores, target, weight)) == pytest.approx(sum(halves) / 2, abs=1e-9)
+    assert min_cllr(error_rates([1, 1, 1], [True, False, False])) == pytest.approx(1.0)
+    assert min_cllr(error_rates([2, 1, 0], [True, False, False])) == pytest.approx(0.0)
+
+
+def test_cllr_and_actual_dcf_by_hand() -> None:
+    # Targets of ratio 3 and 1: log2(4/3) and 1 bit. Non-targets of ratio 1/7 and 7: log2(8/7) and 3 bits.
+    llr, target = np.log([3, 1, 1 / 7, 7]), [True, True, False, False]
+    assert cllr(llr, target) == pytest.approx((np.log2(4 / 3) + 1 + np.log2(8 / 7) + 3) / 4)
+    assert cllr(llr, target, np.array([1.0, 3, 1, 0])) == pytest.approx(((np.log2(4 / 3) + 3) / 4 + np.log2(8 / 7)) / 2)
+    assert cllr([1e4, -1e4], [False, True]) == pytest.approx(1e4 / np.log(2))  # no overflow
+    # p = 1/4: accepted from the ratio 3 on. One miss of two, one false alarm of two, over the cost of rejecting all.
+    assert act_dcf(llr, target, 0.25) == pytest.approx((0.25 / 2 + 0.75 / 2) / 0.25)
+    # Misses ten times as dear: from the ratio 0.3 on, so no miss; accepting all would cost .75, rejecting all 2.5.
+    assert act_dcf(llr, target, 0.25, c_miss=10) == pytest.approx((0.75 / 2) / 0.75)
+    # A ratio at the threshold, 1 for p = 1/2, is accepted: a target here, a non-target there.
+    for at_threshold, expected in (([0.0, 1.0, -1.0], 0.0), ([1.0, 1.0, 0.0], 1.0)):
+        assert act_dcf(at_threshold, [True, True, False], 0.5) == expected
+        assert Measures(at_threshold, [True, True, False], [0.5], llr=True).only(["act_dcf.0.5"])()[0] == expected
+
+
+def test_curves_of_calibration() -> None:
+    # Posteriors .75, .75, .25, .25 at even odds; the upper two are a target and a non-target.
+    curve = calibration_curve(np.log([3, 3, 1 / 3, 1 / 3]), [True, False, True, False], bins=2)
+    np.testing.assert_allclose(curve.predicted, [0.25, 0.75])
+    np.testing.assert_allclose(curve.observed, [0.5, 0.5])
+    np.testing.assert_allclose(curve.share, [0.5, 0.5])
+    # One target to three non-targets at each ratio, yet the prior is .5: weights make it so.
+    uneven = calibration_curve(np.zeros(4), [True, False, False, False], bins=5)
+    assert (uneven.predicted.tolist(), uneven.observed.tolist()) == ([0.5], [pytest.approx(0.5)])
+    scores, target, _ = tied_trials(4)
+    errors = bayes_error_curve(scores, target, np.log([1 / 99, 1 / 3, 4]))
+    for index, p in enumerate((0.01, 0.25, 0.8)):
+        assert errors.actual[index] == pytest.approx(act_dcf(scores, target, p))
+        assert errors.minimum[index] == pytest.approx(min_dcf(error_rates(scores, target), p))
+
+
+def test_calibrated_gaussian_ratios_are_on_the_diagonal() -> None:
+    rng = np.random.default_rng(5)
+    target = np.arange(200_000) % 2 == 0
+    llr = np.where(target, 2.0, -2.0) + 2.0 * rng.normal(size=len(target))  # variance = twice the mean: calibrated
+    curve = calibration_curve(llr, target, bins=10)
+    np.testing.assert_allclose(curve.observed, curve.predicted, atol=0.02)
+    assert cllr(llr, target) == pytest.approx(min_cllr(error_rates(llr, target)), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "target", "message"),
+    [
+        ([0.1, 0.2], [True, True], "all 2 trials are targets"),
+        ([0.1, 0.2], [False, False], "all 2 trials are non-targets"),
+        ([], [], "there are no trials"),
+        ([0.3, np.nan, 0.2], [True, False, False], "1 of 3 scores are not finite, the first that of trial 2: nan"),
+        ([np.inf, 0.2], [True, False], "1 of 2 scores are not finite, the first that of trial 1: inf"),
+        ([0.1], [True, False], "two lists of one length"),
+    ],
+)
+def test_bad_input(scores: list[float], target: list[bool], message: str) -> None:
+    for use in (error_rates, cllr, lambda *trials: Measures(*trials, [0.01], llr=True)):
+        with pytest.raises(ValueError, match=message):
+            use(scores, target)
+
+
+def test_bad_weights() -> None:
+    with pytest.raises(ValueError, match="target and non-target trials with weight"):
+        error_rates([1, 2, 3], [True, False, True], np.array([0.0, 1, 0]))
+    with pytest.raises(ValueError, match="expected 3 weights of at least 0"):
+        Measures([1, 2, 3], [True, False, True], [0.01], llr=False)([1, -1, 1])
