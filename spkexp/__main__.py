@@ -10,7 +10,8 @@ COMMANDS = {
     "verify": "compare two recordings",
     "prepare": "list a corpus once, and convert it",
     "describe": "charts of a dataset: speakers, durations, levels",
-    "compare": "runs side by side, in a table and in wandb",
+    "calibrate": "make scores log-likelihood ratios, and fuse systems",
+    "compare": "runs side by side: tables, plots, a page, wandb",
     "profile": "parameters, MACs, memory and speed of models",
 }
 
