@@ -15,8 +15,11 @@ LINE_SECONDS = 30.0  # between lines of a log
 class Bar:
     """Shows how far work is: `update` redraws the bar, or now and then writes a line where there is no terminal.
 
-    what: what is counted, as in "step 20 of 100"; first: how much was done before; shown: False keeps silent.
+    what: what is counted, as in "step 20 of 100"; first: how much was done before; shown: False keeps silent. Inside
+    another bar, as of a validation in a training, there are only lines: two bars would draw over one another.
     """
+
+    _drawn = False  # whether there is a bar on the terminal
 
     def __init__(self, what: str, total: int, first: int = 0, *, shown: bool = True) -> None:
         self._bar: Progress | None = None
@@ -34,8 +37,11 @@ class Bar:
             self._task = self._bar.add_task("", total=total, completed=first, text="starting")
 
     def __enter__(self) -> "Bar":
+        if self._bar and Bar._drawn:
+            self._bar = None
         if self._bar:
             self._bar.start()
+            Bar._drawn = True
         return self
 
     def __exit__(
@@ -43,6 +49,7 @@ class Bar:
     ) -> None:
         if self._bar:
             self._bar.stop()
+            Bar._drawn = False
 
     def update(self, done: int, text: str) -> None:
         """done: of the total, with what was done before; text: what the line says beside the bar."""
