@@ -11,9 +11,12 @@ from spkexp.errors import ConfigError
 Arguments = TypeVar("Arguments", bound=BaseModel)
 
 
-def parse(model: type[Arguments], help_page: str, positional: str | None = None) -> Arguments:
+def parse(
+    model: type[Arguments], help_page: str, positional: str | None = None, section: str | None = None
+) -> Arguments:
     """The command line as `model`; `positional` names the field that takes the arguments that are not KEY=VALUE.
 
+    section: a section of a run's config; what begins with its name goes as it is typed into the field of that name.
     Prints `help_page` and exits 0 for --help. Raises ConfigError that lists all mistakes.
     """
     arguments = sys.argv[1:]
@@ -23,10 +26,13 @@ def parse(model: type[Arguments], help_page: str, positional: str | None = None)
     keys = {field.alias or name for name, field in model.model_fields.items()}
     values: dict[str, object] = {}
     free: list[str] = []
+    overrides: list[str] = []
     mistakes = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and (key in keys or positional is None):
+        if equals and section is not None and key.partition(".")[0] == section:
+            overrides.append(argument)
+        elif equals and (key in keys or positional is None):
             values[key] = value
         elif positional is not None:
             free.append(argument)
@@ -34,6 +40,8 @@ def parse(model: type[Arguments], help_page: str, positional: str | None = None)
             mistakes.append(f"{argument}: expected KEY=VALUE")
     if positional is not None:
         values[positional] = free
+    if section is not None:
+        values[section] = overrides
     try:
         parsed = model.model_validate(values)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from spkexp import build, distributed
 from spkexp.data.classes import SPEAKER, labelled_set, require_no_lists
+from spkexp.data.cohort import cohort
 from spkexp.data.dataset import Reading
 from spkexp.data.evaluation_set import EvaluationSet, Trained, evaluation_set
 from spkexp.data.load import Data, describe, require_label, usable
@@ -19,6 +21,8 @@ from spkexp.data.split import split_table
 from spkexp.data.staging import staged
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
+from spkexp.scoring.normalise import overlap
+from spkexp.sections import Scoring
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +47,12 @@ def source(cfg: DictConfig) -> Source:
         return corpus_source(node, root, lambda: listed.table(root), lambda: sources(root))
     if data.manifest is None:
         raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
-    manifest = Path(data.manifest).expanduser()
-    return manifest_source(manifest, root, lambda: read_table(manifest, root))
+    return _manifest(data.manifest, root)
+
+
+def _manifest(name: str, root: Path | None) -> Source:
+    file = Path(name).expanduser()
+    return manifest_source(file, root, lambda: read_table(file, root))
 
 
 def table(cfg: DictConfig, known: Prepared | None = None) -> tuple[pl.DataFrame, list[dict[str, str]]]:
@@ -81,7 +89,7 @@ def data(cfg: DictConfig) -> Data:
     if settings.label != SPEAKER:
         require_no_lists(settings.label, [(f"data.trials.{name}", settings.trials[name]) for name in ("val", "test")])
         sets = [labelled_set(name, tables[name], settings.label, train.label_names) for name in ("val", "test")]
-        return Data(train, {found.name: found for found in sets if found}, reading(cfg), skipped)
+        return Data(train, {found.name: found for found in sets if found}, None, reading(cfg), skipped)
     for name in ("val", "test"):
         found = evaluation_set(
             name,
@@ -94,13 +102,61 @@ def data(cfg: DictConfig) -> Data:
             everything,
             settings.root,
             Trained(train.label_names, tables["train"]["id"]),
+            kept_columns(cfg),
         )
         if found is None:
             continue
         # Without trials there is still the accuracy, where the speakers were trained on; else nothing to measure.
         if found.trials is not None or set(found.utterances.label_names) <= set(train.label_names):
             evaluation[name] = found
-    return Data(train, evaluation, reading(cfg), skipped)
+    behind = None
+    if any(found.trials is not None for found in evaluation.values()):
+        behind = background(cfg, lambda: tables["train"], evaluation.values())
+    return Data(train, evaluation, behind, reading(cfg), skipped)
+
+
+def kept_columns(cfg: DictConfig) -> list[str]:
+    """The columns of the manifest that reports want beside those that every evaluation set has."""
+    asked = dict.fromkeys([*cfg.scoring.conditions, cfg.scoring.colour_by])
+    return [name for name in asked if name not in ("id", "path", "duration", SPEAKER)]
+
+
+def background(
+    cfg: DictConfig, train: Callable[[], pl.DataFrame], evaluation: Iterable[EvaluationSet]
+) -> Utterances | None:
+    """The utterances that scores are normalised against and PLDA is trained on; None where scoring has no use for any.
+
+    train: the table of the training utterances; evaluation: sets, whose speakers should be others. Raises UserError.
+    """
+    scoring = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
+    if not scoring.needs_background:
+        return None
+    wanted = scoring.cohort
+    if wanted.manifest is None:
+        found = train()
+    else:
+        listed = _manifest(wanted.manifest, None if cfg.data.root is None else Path(cfg.data.root).expanduser())
+        cache = Path(cfg.data.cache_dir).expanduser()
+        known = distributed.main_first(lambda: prepare(listed, cache, keep=False))
+        found, _ = usable(known.table, known.facts.get("broken", []), cfg.data.on_error, cfg.data.max_bad_fraction)
+    if SPEAKER not in found.columns or found[SPEAKER].null_count():
+        raise UserError(
+            "scoring.cohort: not every utterance of its table has a speaker; scoring.cohort.manifest=FILE names another"
+        )
+    chosen = cohort(found, SPEAKER, wanted.utterances_per_speaker, wanted.speakers, cfg.seed)
+    result = Utterances.of(chosen, SPEAKER)
+    speakers, few = len(result.label_names), scoring.normalise == "as" and len(result.label_names) < wanted.top_n
+    log.info(
+        "scoring.cohort: %s utterances of %s speakers%s", f"{len(chosen):,}", f"{speakers:,}",
+        f", fewer than top_n={wanted.top_n}: all are used" if few else "",
+    )  # fmt: skip
+    for one in evaluation:
+        if both := overlap(result.label_names, one.utterances.label_names if one.speakers_known else []):
+            log.warning(
+                "%s: %d of its speakers are in scoring.cohort, too, such as %s: their own trials look ordinary by it",
+                one.name, len(both), both[0],
+            )  # fmt: skip
+    return result
 
 
 def num_workers(cfg: DictConfig, device: torch.device) -> int:

@@ -8,13 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from spkexp.arguments import parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.sections import Text
+from spkexp.types import PositiveInt
 
 HELP = """
 NAME
   spkexp.evaluate - error rates of a trained encoder on trials
 
 SYNOPSIS
-  python -m spkexp.evaluate model=RUN [trials=FILE] [KEY=VALUE ...]
+  python -m spkexp.evaluate model=RUN [trials=FILE] [scoring.KEY=VALUE ...]
+  python -m spkexp.evaluate model=RUN watch=true [every=N] [trials=FILE]
 
 KEYS
   model=RUN        a run folder (its best checkpoint) or a checkpoint folder
@@ -31,16 +33,33 @@ KEYS
   models=FILE      `MODEL utterance [utterance ...]` a line, where trials enrol
                    models of several utterances (CN-Celeb's enroll.map, SITW's
                    enroll-core.lst, Kaldi's spk2utt)
+  scoring=NAME     as_norm, plda or default in place of the run's own scoring
+  scoring.KEY=…    any key of it; conf/scoring/default.yaml explains them all
   data.root=DIR    where the audio lies; default: as in the run
   output=DIR       where results go; default: the run folder
   device=auto      auto, cpu or cuda
   trust=PACKAGE    a package of yours whose classes the run's model may name
+  watch=true       while the run trains: score its checkpoints as they come, on
+                   its validation trials or trials=FILE, and keep the best
+  every=N          with watch: every so many epochs; default 1
+
+EXAMPLES
+  python -m spkexp.evaluate model=RUN trials=veri_test2.txt scoring=as_norm
+  python -m spkexp.evaluate model=RUN scoring.backend=plda \
+      scoring.plda.lda_size=128 output=plda
+  python -m spkexp.evaluate model=RUN scoring.calibration=val \
+      "scoring.quality=[duration,magnitude]" "scoring.conditions=[gender]"
+  python -m spkexp.evaluate model=RUN trials=long.txt scoring.window=4
 
 FILES
-  results.json (an entry for each trial list), scores/<trials>.txt, plots/det-<trials>.png
+  results.json (an entry for each trial list, with 95 % intervals),
+  scores/<trials>.txt, scores/<trials>.utterances.csv (who speaks, the files),
+  scores/hardest-<trials>.csv, plots/<trials>-*.png, and with
+  scoring.save_embeddings=h5|npz|parquet|ark embeddings/<trials>.*
   Of a run that learnt another label than the speaker (data.label), without
   trials=FILE: scores/<split>.csv (every answer), scores/confusion-<split>.csv,
   plots/confusion-<split>.png
+  With watch: RUN/watch/<trials>/metrics.jsonl and best/, a checkpoint folder
 """
 
 
@@ -54,26 +73,31 @@ class Arguments(BaseModel):
     output: Text | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     trust: Text | None = None
+    watch: bool = False
+    every: PositiveInt = 1
+    scoring: list[str] = []
 
 
 def main() -> None:
     """Score the trials and write what belongs into the run folder."""
     with errors_to_exit_codes():
-        arguments = parse(Arguments, HELP)
+        arguments = parse(Arguments, HELP, section="scoring")
         from spkexp import distributed
-        from spkexp.evaluation import evaluate
+        from spkexp.evaluation import Request, evaluate, validate
 
         set_up_logging()
+        request = Request(
+            Path(arguments.trials) if arguments.trials else None,
+            Path(arguments.models) if arguments.models else None,
+            arguments.root,
+            tuple(arguments.scoring),
+            (arguments.trust,) if arguments.trust else (),
+        )
         with distributed.processes(arguments.device) as device:
-            evaluate(
-                Path(arguments.model),
-                Path(arguments.trials) if arguments.trials else None,
-                Path(arguments.models) if arguments.models else None,
-                arguments.root,
-                Path(arguments.output) if arguments.output else None,
-                device,
-                (arguments.trust,) if arguments.trust else (),
-            )
+            if arguments.watch:
+                validate(Path(arguments.model), request, arguments.every, device)
+            else:
+                evaluate(Path(arguments.model), request, Path(arguments.output) if arguments.output else None, device)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,181 @@
-"""Scoring a trained run on trials, after the fact."""
+"""Scoring a trained run on trials, after the fact or while it trains."""
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
 
 from spkexp import build, checkpoint, corpus, distributed
-from spkexp.config import config_folder
+from spkexp.compose import compose_config
+from spkexp.config import describe_error
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
-from spkexp.errors import UserError
+from spkexp.data.utterances import Utterances
+from spkexp.errors import ConfigError, UserError
 from spkexp.json_file import write_json
+from spkexp.models.speaker import SpeakerModel
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.report.table import results_table
-from spkexp.scoring.classification import classify, largest_class, summarise_classes
-from spkexp.scoring.verification import Policy, score, summarise, write_scores
-from spkexp.sections import Scoring
+from spkexp.resume import with_todays_keys
+from spkexp.scoring.classification import classify, closed_set, largest_class, summarise_classes
+from spkexp.scoring.summary import error_rates_of
+from spkexp.scoring.verification import Extraction, Policy, Scored, score
+from spkexp.sections import Config, Scoring
+from spkexp.trial_results import check_reports, write_trials
+from spkexp.watch import watch
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(
-    source: Path,
-    trials: Path | None,
-    models: Path | None,
-    root: str | None,
-    output: Path | None,
-    device: torch.device,
-    trust: tuple[str, ...],
-) -> None:
-    """Score `source` (a run or checkpoint folder) and write results; prints the table. Raises UserError.
+@dataclass(frozen=True)
+class Request:
+    """What to score a run on, and how."""
 
-    models: the list of `MODEL utterance [utterance ...]` that the enrolment names of `trials` are in.
-    """
-    model, cfg, folder = build.trained_model(source, trust)
+    trials: Path | None  # None: the run's own
+    models: Path | None  # the list of `MODEL utterance [utterance ...]` that the enrolment names of `trials` are in
+    root: str | None
+    scoring: tuple[str, ...]  # overrides of the run's own scoring, as typed
+    trust: tuple[str, ...]
+
+
+class Evaluation:
+    """The trial lists that a run is scored on, whichever of its checkpoints; built once, from its config."""
+
+    def __init__(
+        self,
+        source: Path,
+        cfg: DictConfig,
+        folder: Path,
+        request: Request,
+        device: torch.device,
+        names: Sequence[str] = ("val", "test"),
+    ) -> None:
+        """folder: of a checkpoint; names: of the run's own lists, where the request has none. Raises UserError."""
+        trials = request.trials
+        if request.models is not None and trials is None:
+            raise UserError(f"models: {request.models} needs the list of trials that enrols them, trials=FILE")
+        if trials is not None and trials.stem in ("val", "test"):
+            raise UserError(f"{trials}: {trials.stem} is the name of the run's own trials; rename the list")
+        cfg, _ = with_todays_keys(cfg)
+        if request.root is not None:
+            cfg.data.root = request.root
+        cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it
+        cfg.scoring = _scoring(cfg.scoring, request.scoring)
+        self.cfg, self.request, self.device = cfg, request, device
+        self.settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
+        policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
+        workers = corpus.num_workers(cfg, device)
+        self.extraction = Extraction(corpus.reading(cfg), self.settings, policy, workers)
+        self.train: Utterances | None = None
+        own: dict[str, EvaluationSet] = {}
+        if trials is None or self.settings.calibration is not None:
+            data = corpus.data(cfg)
+            self.train, own, self.background = data.train, dict(data.evaluation), data.background
+        if trials is not None:
+            listed, self.background = _listed(trials, request.models, cfg, folder)
+            self.sets = {name: own[name] for name in own if name == self.settings.calibration} | {listed.name: listed}
+            self.reported = [listed.name]
+        else:
+            self.sets = {n: one for n, one in own.items() if one.trials is not None or isinstance(one, LabelledSet)}
+            self.reported = [name for name in self.sets if name in names]
+        if not self.reported:
+            raise UserError(f"{source}: the run's data has no {' or '.join(names)} trials; give trials=FILE")
+        check_reports(self.settings, self.sets)
+
+    def scored(self, model: SpeakerModel) -> dict[str, Scored]:
+        """By all processes together. Raises UserError."""
+        system = self.extraction.system(model, self.background)
+        wanted = {*self.reported, self.settings.calibration}
+        return {
+            name: score(which, self.extraction.embeddings(model, name, which.utterances), system)
+            for name, which in self.sets.items()
+            if name in wanted
+        }
+
+
+def evaluate(source: Path, request: Request, output: Path | None, device: torch.device) -> None:
+    """Score `source` (a run or checkpoint folder) and write results; prints the table. Raises UserError."""
+    model, cfg, folder = build.trained_model(source, request.trust)
     model.to(device)
-    # Keys that a run of an earlier version does not have yet.
-    cfg.data = OmegaConf.merge(OmegaConf.load(config_folder() / "data_common.yaml"), cfg.data)
-    if root is not None:
-        cfg.data.root = root
-    cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it
+    evaluation = Evaluation(source, cfg, folder, request, device)
     # The results of a run are those of its best checkpoint; one that is named itself keeps its own.
     output = output or Path(source).expanduser()
-    if models is not None and trials is None:
-        raise UserError(f"models: {models} needs the list of trials that enrols them, trials=FILE")
-    if trials is not None and trials.stem in ("val", "test"):
-        raise UserError(f"{trials}: {trials.stem} is the name of the run's own trials; rename the list")
-    settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
-    policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
     results = _earlier(output, cfg, sum(p.numel() for p in model.parameters()))
-    data = corpus.data(cfg) if trials is None else None
-    sets = [_listed(trials, models, cfg, folder)] if trials else list(data.evaluation.values()) if data else []
-    sets = [found for found in sets if found.trials is not None or isinstance(found, LabelledSet)]
-    if not sets:
-        raise UserError(f"{source}: the run's data has no validation or test trials; give trials=FILE")
-    for evaluation in sets:
-        scored = score(model, evaluation, corpus.reading(cfg), settings, policy, corpus.num_workers(cfg, device))
-        if not distributed.is_main():
+    scored = evaluation.scored(model)
+    if not distributed.is_main():
+        return
+    settings, train = evaluation.settings, evaluation.train
+    verified = [n for n in evaluation.reported if not isinstance(evaluation.sets[n], LabelledSet)]
+    entries, scores = write_trials(output, scored, settings, verified)
+    for name, entry in entries.items():
+        before = results["trials"].get(name, {}) if "eer" in entry else {}
+        results["trials"][name] = before | entry
+        det_plot(output / "plots" / f"det-{name}.png", {name: scores[name]})
+    for name in evaluation.reported:
+        if name in verified or train is None:
             continue
-        if data is not None and isinstance(evaluation, LabelledSet):
-            head = build.trained_head(cfg, folder, model.embedding_size, trust)
-            if head is None:
-                raise UserError(f"{source}: its loss has no classes to tell data.label={cfg.data.label} by")
-            answers = classify(head.to(device), scored, cfg.data.label, checkpoint.load_labels(folder), device)
-            entry = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
-            results["trials"][evaluation.name] = entry
-            write_classified(output, answers, settings.save_scores)
-            continue
-        entry = summarise(scored, settings, interval=True)
-        blind = "eer" not in entry
-        before = {} if blind else results["trials"].get(evaluation.name, {})
-        results["trials"][evaluation.name] = before | entry
-        if settings.save_scores or blind:  # of a list without labels the scores are the result
-            write_scores(output / "scores" / f"{evaluation.name}.txt", scored)
-        det_plot(output / "plots" / f"det-{evaluation.name}.png", {evaluation.name: scored})
-    if distributed.is_main():
-        write_json(output / "results.json", results)
-        names = [evaluation.name for evaluation in sets]
-        print(results_table(results | {"trials": {name: results["trials"][name] for name in names}}))
-        print(f"results: {output / 'results.json'}")
+        head = build.trained_head(cfg, folder, model.embedding_size, request.trust)
+        if head is None:
+            raise UserError(f"{source}: its loss has no classes to tell data.label={cfg.data.label} by")
+        classes = checkpoint.load_labels(folder)
+        answers = classify(head.to(device), scored[name], cfg.data.label, classes, device)
+        results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(train))
+        write_classified(output, answers, settings.save_scores)
+    write_json(output / "results.json", results)
+    print(results_table(results | {"trials": {name: results["trials"][name] for name in evaluation.reported}}))
+    print(f"results: {output / 'results.json'}")
+
+
+def validate(run: Path, request: Request, every: int, device: torch.device) -> None:
+    """Score the checkpoints of `run` while it trains, every so many epochs, and keep the best. Raises UserError.
+
+    On its validation trials, or on those of the request.
+    """
+    evaluation: Evaluation | None = None
+
+    def measure(folder: Path) -> dict[str, Any]:
+        nonlocal evaluation
+        model, cfg, _ = build.trained_model(folder, request.trust)
+        if evaluation is None:
+            evaluation = Evaluation(run, cfg, folder, request, device, ("val",))
+        (name,) = evaluation.reported
+        scored = evaluation.scored(model.to(device))[name]
+        head = build.trained_head(cfg, folder, model.embedding_size, request.trust)
+        found = error_rates_of(scored, evaluation.settings)
+        if head is not None and request.trials is None:
+            classes = checkpoint.load_labels(folder)
+            found |= closed_set(head.to(device), scored, cfg.data.label, classes, device, 0)
+        if not found:
+            raise UserError(f"{request.trials}: has no labels, so it cannot tell which epoch is the best")
+        return found
+
+    watch(run.expanduser(), request.trials.stem if request.trials else "val", every, measure)
+
+
+def _scoring(own: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
+    """The run's section `scoring` with what the command line says: scoring=NAME, scoring.KEY=VALUE."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "scoring":
+            own = compose_config([override]).scoring
+        else:
+            OmegaConf.update(own, key.removeprefix("scoring."), yaml.safe_load(value), force_add=True)
+    try:
+        Scoring.model_validate(OmegaConf.to_container(own))
+    except ValidationError as error:
+        mistakes = [describe_error(".".join(map(str, ("scoring", *e["loc"]))), e, Config) for e in error.errors()]
+        raise ConfigError(mistakes) from error
+    return own
 
 
 def _earlier(output: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
@@ -101,14 +192,18 @@ def _earlier(output: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
     }
 
 
-def _listed(trials: Path, models: Path | None, cfg: DictConfig, folder: Path) -> EvaluationSet:
-    """The list's trials over the run's own utterances, or over files where the run's data is not at hand."""
+def _listed(
+    trials: Path, models: Path | None, cfg: DictConfig, folder: Path
+) -> tuple[EvaluationSet, Utterances | None]:
+    """The list's trials over the run's own utterances, or over files where the run's data is not at hand; and the
+    background that scoring asks for."""
     label, split = cfg.data.label, cfg.data.split
     heard: set[str] = set()
     if label == SPEAKER and (folder / checkpoint.LABELS).is_file():
         heard |= set(checkpoint.load_labels(folder))
     columns = ("id", "path", "duration", SPEAKER)
     ids = pl.Series("id", dtype=pl.String)
+    train, away = None, ""
     try:
         table, _ = corpus.table(cfg)
         train = split_table(table, label, split.by, split.fractions, split.seed)["train"]
@@ -116,10 +211,24 @@ def _listed(trials: Path, models: Path | None, cfg: DictConfig, folder: Path) ->
         if SPEAKER in train.columns:  # a run for another label has heard voices too
             heard |= set(train[SPEAKER].drop_nulls()) - {""}
     except UserError as error:
+        away = str(error)
         log.info("the run's own data is not at hand (%s); names in %s must be files", error, trials)
         table = pl.DataFrame(schema={name: pl.Float64 if name == "duration" else pl.String for name in columns})
     if SPEAKER not in table.columns:
         table = table.with_columns(pl.lit("").alias(SPEAKER))
     table = table.with_columns(pl.col(SPEAKER).fill_null(""))  # a run for another label need not know who speaks
+
+    def training() -> pl.DataFrame:
+        if train is None:
+            raise UserError(
+                f"scoring.cohort: the training speakers are not at hand ({away}); scoring.cohort.manifest=FILE names "
+                "others"
+            )
+        return train
+
     models_file = str(models) if models else None
-    return from_list(trials.stem, str(trials), models_file, table, SPEAKER, cfg.data.root, Trained(sorted(heard), ids))
+    found = from_list(
+        trials.stem, str(trials), models_file, table, SPEAKER, cfg.data.root, Trained(sorted(heard), ids),
+        corpus.kept_columns(cfg),
+    )  # fmt: skip
+    return found, corpus.background(cfg, training, [found])

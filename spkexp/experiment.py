@@ -255,7 +255,8 @@ class Experiment:
         return batches
 
     def _validate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        return self.scorer.evaluate(self.train_step, self.data.evaluation["val"], should_stop)
+        only = {"val": self.data.evaluation["val"]}
+        return self.scorer.evaluate(self.train_step, only, should_stop, self.trainer.position.step)["val"]
 
     def _announce(self) -> None:
         size = sum(p.numel() for p in self.train_step.model.parameters())

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from spkexp import checkpoint, distributed
+from spkexp import build, checkpoint, distributed
+from spkexp.cost.macs import count_macs
+from spkexp.cost.workload import Workload
 from spkexp.errors import UserError
 from spkexp.interrupt import StopRequest
 from spkexp.json_file import write_json
@@ -19,11 +21,13 @@ from spkexp.savepoint import RECENT, read_state
 from spkexp.scorer import Scorer
 from spkexp.scoring.classification import largest_class, summarise_classes
 from spkexp.scoring.extract import Interrupted
-from spkexp.scoring.verification import Scored, summarise, write_scores
+from spkexp.scoring.verification import Scored
 from spkexp.step import TrainStep
 from spkexp.trainer import Trainer
+from spkexp.trial_results import write_trials
 
 log = logging.getLogger(__name__)
+MACS_SECONDS = 2.0  # of audio, as papers count multiply-accumulates
 
 
 def write_results(
@@ -45,9 +49,14 @@ def write_results(
     chosen = _load_best(folder, step)
     with stop.asked():  # the processes score together, and stop together
         try:
-            scored = {name: scorer.score(step.model, which, stop) for name, which in data.evaluation.items()}
+            system = scorer.system(step.model, stop)
+            scored = {name: scorer.score(step.model, which, system, stop) for name, which in data.evaluation.items()}
             classified = scorer.classify(step.head, scored)
-            closed = {n: scorer.closed_set(step.head, found) for n, found in scored.items() if n not in classified}
+            closed = {
+                name: scorer.closed_set(step.head, found, chosen.step)
+                for name, found in scored.items()
+                if name not in classified
+            }
             # A classifier's chance level is its largest class.
             untrained = {} if classified else _untrained(scorer, initial, stop)
         except Interrupted:
@@ -55,18 +64,13 @@ def write_results(
     results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks, chosen)
     if not distributed.is_main():
         return results, scored
-    for name, found in scored.items():
-        results["trials"][name] = {
-            **summarise(found, settings, interval=True),
-            **closed.get(name, {}),
-            **({"untrained": untrained[name]} if untrained else {}),
-        }
-        if settings.save_scores and found.trials is not None:
-            write_scores(folder / "scores" / f"{name}.txt", found)
+    entries, scores = write_trials(folder, scored, settings, [name for name in scored if name not in classified])
+    for name, entry in entries.items():
+        results["trials"][name] = entry | closed[name] | ({"untrained": untrained[name]} if untrained else {})
     for name, answers in classified.items():
         results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
         write_classified(folder, answers, settings.save_scores)
-    det_plot(folder / "plots" / "det.png", scored)
+    det_plot(folder / "plots" / "det.png", scores)
     write_json(folder / RESULTS, results)  # last: a run that has it is at its end
     shutil.rmtree(folder / "checkpoints" / RECENT, ignore_errors=True)
     return results, scored
@@ -112,7 +116,7 @@ def _untrained(scorer: Scorer, initial: Callable[[], TrainStep], stop: StopReque
     if distributed.any_of(step is None)[0]:  # a process that fails alone must not leave the others waiting for it
         return {}
     assert step is not None
-    return {name: scorer.evaluate(step, evaluation, stop) for name, evaluation in scorer.data.evaluation.items()}
+    return scorer.evaluate(step, scorer.data.evaluation, stop)
 
 
 def _of_training(
@@ -131,6 +135,7 @@ def _of_training(
         "data": cfg.names.data,
         "seed": cfg.seed,
         "parameters": sum(p.numel() for p in trainer.train_step.model.parameters()),
+        "macs": count_macs(Workload(build.model(cfg.model), MACS_SECONDS, "fp32")).model,
         "classes": len(scorer.labels),
         "steps": position.step,
         "best_step": chosen.step,

@@ -67,7 +67,7 @@ def config_to_resume(run: str, overrides: list[str]) -> DictConfig:
     if (folder / "model.safetensors").is_file():
         raise UserError(f"resume: {folder} is a checkpoint; give its run folder, resume={folder.parent.parent}")
     file = folder / "config.yaml"
-    cfg, added = _with_todays_keys(config_of(folder))
+    cfg, added = with_todays_keys(config_of(folder))
     if gone := _gone(cfg):
         them = "it" if len(gone) == 1 else "them"
         raise UserError(
@@ -119,7 +119,7 @@ def config_of(folder: Path) -> DictConfig:
     return cfg
 
 
-def _with_todays_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
+def with_todays_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     """(`cfg` with the defaults of the settings that it lacks, their keys): it may be of an earlier version.
 
     What is built from a `_target_` is left as it is, except for the loss: the file of conf/loss with the same
@@ -233,7 +233,7 @@ def last_run(cfg: DictConfig) -> Path | None:
     asked = asked_for(folder)
     if asked == own:
         return folder
-    theirs, _ = _with_todays_keys(config_of(folder))
+    theirs, _ = with_todays_keys(config_of(folder))
     material = {**_material(theirs), **_material(cfg)}
     keys = [key for key in differing(theirs, cfg) if key in material]
     if asked is None and cfg.trainer.batch_size == "auto":  # what auto came to cannot tell what was asked for

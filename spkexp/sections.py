@@ -6,7 +6,7 @@ Every key is named here once, with its type and range; conf/*.yaml gives the val
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from spkexp.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
@@ -119,11 +119,60 @@ class Tracking(Section):
     tags: list[str]
 
 
+class Plda(Section):
+    kind: Literal["two_covariance", "simplified"]
+    rank: PositiveInt | None
+    lda_size: PositiveInt | None
+    whiten: bool
+    length_norm: bool
+    iterations: PositiveInt
+
+
+class Cohort(Section):
+    manifest: Text | None
+    speakers: PositiveInt | None
+    utterances_per_speaker: PositiveInt | None
+    top_n: PositiveInt
+
+
 class Scoring(Section):
     p_targets: Annotated[list[Annotated[float, Ge(1e-9), Le(1 - 1e-9)]], Len(1)]
     batch_seconds: Positive
+    window: Positive | None
+    window_step: Positive | None
+    precision: Literal["fp32", "bf16"]
+    backend: Literal["cosine", "plda"]
+    plda: Plda
+    enrol: Literal["mean_embedding", "mean_score"]
+    subtract_mean: bool
+    normalise: Literal["z", "t", "s", "as"] | None
+    cohort: Cohort
+    calibration: Literal["val"] | None
+    quality: list[Literal["duration", "magnitude", "cohort_mean"]]
+    conditions: list[Text]
     bootstrap: NonNegativeInt
     save_scores: bool
+    save_embeddings: Literal["h5", "npz", "parquet", "ark"] | None
+    projection: Literal["pca", "tsne", "umap"] | None
+    colour_by: Text
+    hardest: NonNegativeInt
+
+    @property
+    def needs_background(self) -> bool:
+        """Whether scores depend on speakers beside those of the trials: the cohort, and what PLDA is trained on."""
+        return self.backend == "plda" or self.normalise is not None or self.subtract_mean
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Scoring":
+        if self.window_step is not None and self.window is None:
+            raise ValueError("window_step is the step of windows, and there are none; give scoring.window=SECONDS, too")
+        if self.window is not None and self.window_step is not None and self.window_step > self.window:
+            raise ValueError("window_step must be at most window, or parts of an utterance would not be heard")
+        if self.quality and self.calibration is None:
+            raise ValueError("quality is what calibration takes in beside the score; give scoring.calibration=val, too")
+        if "cohort_mean" in self.quality and self.normalise is None:
+            raise ValueError("quality: cohort_mean needs a cohort; give scoring.normalise=as, too")
+        return self
 
 
 class Search(Section):

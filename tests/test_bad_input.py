@@ -18,9 +18,7 @@ from omegaconf import OmegaConf
 
 from spkexp import build, checkpoint, run_folder
 from spkexp.compose import compose_config
-from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
-from spkexp.scoring.verification import closed_set_accuracy
 from tests.conftest import Corpus, Run
 from tests.test_train import TINY
 
@@ -442,21 +440,6 @@ def test_an_absurd_learning_rate(make_corpus: Corpus, tmp_path: Path, run: Run) 
     assert ", with the utterances spk" in done.err
     if (folder / "checkpoints" / "last").exists():
         check_last_is_good(folder)
-
-
-def test_accuracy_is_of_what_could_be_read() -> None:
-    table = pl.DataFrame(
-        {
-            "id": ["a", "b", "c", "d"],
-            "path": ["a", "b", "c", "d"],
-            "duration": [1.0] * 4,
-            "speaker": ["x", "y", "y", "x"],
-        }
-    )
-    predicted = np.array([2, 1, 0, 0])  # into u, y, x: right, right, (unreadable), wrong
-    readable = np.array([True, True, False, True])
-    found = closed_set_accuracy(predicted, readable, Utterances.of(table, "speaker"), ["u", "y", "x"])
-    assert found == pytest.approx(2 / 3)
 
 
 TINY_WAVLM = ["model=wavlm", "data=manifest", "trainer.batch_size=8", "trainer.max_steps=2", "scoring.bootstrap=20"]

@@ -20,7 +20,7 @@ from spkexp.data.load import require_label
 from spkexp.data.split import by_speaker, split_table
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
-from spkexp.evaluation import evaluate
+from spkexp.evaluation import Request, evaluate
 from spkexp.losses.head import Head
 from spkexp.report.confusion import confusion_plot, write_classified
 from spkexp.report.table import results_table
@@ -111,8 +111,20 @@ class Unasked(Nearest):
 def test_speakers_that_were_not_trained_on_are_not_classified() -> None:
     utterances = Utterances.of(table([("a", "yes"), ("b", "no")]), "speaker")
     found = Scored(EvaluationSet("val", utterances, None, True), np.eye(2, dtype=np.float32), None, None, 0)
-    assert closed_set(Nearest(), found, "speaker", ["a", "b"], torch.device("cpu")) == {"accuracy": 1.0}
-    assert closed_set(Unasked(), found, "speaker", ["a", "c"], torch.device("cpu")) == {}
+    answers = closed_set(Nearest(), found, "speaker", ["a", "b"], torch.device("cpu"), at=7)
+    # Cross-entropy of scores (1, 0), the right one the higher: log(1 + e^-1).
+    assert answers == {"loss": pytest.approx(np.log1p(np.exp(-1))), "accuracy": 1.0}
+    assert closed_set(Unasked(), found, "speaker", ["a", "c"], torch.device("cpu"), at=7) == {}
+
+
+def test_loss_and_accuracy_are_of_what_could_be_read() -> None:
+    utterances = Utterances.of(table([("x", "?"), ("y", "?"), ("y", "?"), ("x", "?")]), "speaker")
+    # Into u, y, x: right, right, (unreadable), wrong.
+    scores = np.array([[0, 0, 2], [0, 3, 0], [np.nan] * 3, [4, 0, 0]], dtype=np.float32)
+    found = Scored(EvaluationSet("val", utterances, None, True), scores, None, None, 0)
+    answers = closed_set(Nearest(), found, "speaker", ["u", "y", "x"], torch.device("cpu"), at=0)
+    lost = [np.log(2 + np.exp(2)) - 2, np.log(2 + np.exp(3)) - 3, np.log(2 + np.exp(4))]
+    assert answers == {"loss": pytest.approx(np.mean(lost)), "accuracy": pytest.approx(2 / 3)}
 
 
 def table(rows: Sequence[tuple[str, str]]) -> pl.DataFrame:
@@ -282,18 +294,18 @@ def test_a_run_that_learns_words(
     assert [path.name for path in sorted((folder / "plots").iterdir())] == ["confusion-test.png", "confusion-val.png"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validated = [line["val"] for line in lines if "val" in line]
-    assert [set(line) for line in validated] == [{"accuracy", "macro_f1"}] * 6
+    assert [set(line) for line in validated] == [{"loss", "accuracy", "macro_f1"}] * 6
     assert max(line["macro_f1"] for line in validated) == pytest.approx(entry["macro_f1"])
 
     (folder / "results.json").unlink()
     shutil.rmtree(tmp_path / "stage")
-    evaluate(folder, None, None, None, None, torch.device("cpu"), ())
+    evaluate(folder, Request(None, None, None, (), ()), None, torch.device("cpu"))
     assert "macro F1 %" in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["trials"] == results["trials"]
     assert not (tmp_path / "stage").exists()  # staging is for training
     trials = tmp_path / "speakers.txt"
     trials.write_text("1 0-0-0.wav 0-0-1.wav\n0 0-0-0.wav 1-0-1.wav\n1 1-1-0.wav 1-1-1.wav\n0 1-1-0.wav 2-1-1.wav\n")
-    evaluate(folder, trials, None, None, None, torch.device("cpu"), ())
+    evaluate(folder, Request(trials, None, None, (), ()), None, torch.device("cpu"))
     assert "EER %" in capsys.readouterr().out
     assert "speakers: the error rates say nothing about unknown speakers" in caplog.text
     assert json.loads((folder / "results.json").read_text())["trials"]["speakers"]["num_trials"] == 4

@@ -9,12 +9,25 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "spkexp"
 MAX_LINES = 300
 
-COMMANDS = ("train", "evaluate", "embed", "verify", "prepare", "describe", "compare", "profile", "export", "convert")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "calibrate",
+    "embed",
+    "verify",
+    "prepare",
+    "describe",
+    "compare",
+    "profile",
+    "export",
+    "convert",
+)
 # From the top down: a module imports from its own layer and from those below. A name stands for all below it.
 LAYERS = (
     (*COMMANDS, "__main__"),
     ("experiment", "evaluation", "launch", "agent", "sweep", "sweep_signals"),
-    ("results", "scorer", "machine", "loss_setup"),
+    ("results", "scorer", "machine", "loss_setup", "watch"),
+    ("trial_results",),
     ("build", "corpus", "trainer"),
     ("validation", "savepoint", "batch_memory"),
     ("meter", "progress", "interrupt", "run_folder", "report", "watchdog", "pruning", "position", "step_trace"),

@@ -7,7 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 
+from spkexp.config import config_folder
 from spkexp.data import trial_lists
 from spkexp.data.evaluation_set import EvaluationSet, Trained, evaluation_set, from_list
 from spkexp.data.groups import read_groups
@@ -15,11 +17,15 @@ from spkexp.data.trial_lists import TrialNames, read_trials
 from spkexp.errors import UserError
 from spkexp.report.plots import det_plot
 from spkexp.report.table import results_table
-from spkexp.scoring.verification import Scored, cosine_scores, model_embeddings, summarise, write_scores
+from spkexp.scoring.projection import mean_embeddings
+from spkexp.scoring.summary import entry_of
+from spkexp.scoring.system import System
+from spkexp.scoring.verification import score
 from spkexp.sections import Scoring
 
 UNTRAINED = Trained([], pl.Series("id", [], dtype=pl.String))
-SCORING = Scoring(p_targets=[0.01], batch_seconds=10.0, bootstrap=0, save_scores=True)
+DEFAULT = OmegaConf.to_container(OmegaConf.load(config_folder() / "scoring" / "default.yaml"))
+SCORING = Scoring.model_validate({**DEFAULT, "p_targets": [0.01], "bootstrap": 0})
 
 
 def table_of(*ids: str) -> pl.DataFrame:
@@ -253,23 +259,31 @@ def test_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # The mean of unit vectors, by hand: rows of the table in its own order.
     vectors = {"s1/1": [3, 0], "s1/2": [0, 5], "s1/3": [1, 1], "s2/1": [-2, 0], "s2/2": [0, 7], "s2/3": [0, 1]}
     embeddings = np.array([vectors[ids[i].removesuffix(".wav")] for i in range(len(ids))], dtype=np.float32)
-    third = model_embeddings(embeddings, trials.models)[name.index("m2")]
-    np.testing.assert_allclose(third, [-1 / 3, 2 / 3], atol=1e-6)
+    third = mean_embeddings(embeddings, trials.models.utterance, trials.models.start)[name.index("m2")]
+    np.testing.assert_allclose(third, [-10 / 9, 20 / 9], atol=1e-6)  # direction (-1/3, 2/3), mean length 10/3
+    scored = score(found, embeddings, System(SCORING, None))
     expected = [1.0, 1 / np.sqrt(10), 0.0, -1 / np.sqrt(5)]
-    np.testing.assert_allclose(cosine_scores(embeddings, trials), expected, atol=1e-6)
+    np.testing.assert_allclose(scored.scores.values, expected, atol=1e-6)
 
-    scored = Scored(found, embeddings, trials, cosine_scores(embeddings, trials), 0)
-    write_scores(tmp_path / "scores" / "x.txt", scored)
-    assert (tmp_path / "scores" / "x.txt").read_text().splitlines() == [
-        "m1 s1/3.wav 1.000000 1",
-        "m2 s1/3.wav 0.316228 0",
-        "s2/1 s2/3.wav 0.000000 1",
-        "m2 s1/1.wav -0.447214 0",
+    scores = scored.trial_scores
+    assert scores.enrolled["name"].to_list() == name
+    assert scores.enrolled["speaker"].to_list() == ["s1" if n == "m1" else "s2" for n in name]
+    assert scores.tested["name"].to_list() == [ids[i] for i in range(len(ids))]
+    seconds = {"m1": 1.0 + 2.0, "m2": 4.0 + 5.0 + 6.0, "s2/1": 4.0}
+    assert scores.enrolled["duration"].to_list() == [seconds[n] for n in name]
+    scores.write(tmp_path / "scores" / "x.txt")
+    lines = (tmp_path / "scores" / "x.txt").read_text().splitlines()
+    assert [(*line.split()[:2], line.split()[3]) for line in lines] == [
+        ("m1", "s1/3.wav", "1"),
+        ("m2", "s1/3.wav", "0"),
+        ("s2/1", "s2/3.wav", "1"),
+        ("m2", "s1/1.wav", "0"),
     ]
     # An utterance that could not be read is left out of its model.
     embeddings[[ids[i] == "s2/2.wav" for i in range(len(ids))]] = np.nan
-    third = model_embeddings(embeddings, trials.models)[name.index("m2")]
-    np.testing.assert_allclose(third, [-1 / 2, 1 / 2], atol=1e-6)
+    third = mean_embeddings(embeddings, trials.models.utterance, trials.models.start)[name.index("m2")]
+    np.testing.assert_allclose(third, [-3 / 4, 3 / 4], atol=1e-6)
+    assert np.isfinite(score(found, embeddings, System(SCORING, None)).scores.values).all()
 
 
 def test_models_of_one_utterance(tmp_path: Path) -> None:
@@ -311,15 +325,12 @@ def test_blind_list(tmp_path: Path) -> None:
     assert found.trials.target is None
     vectors = {"a/1": [1, 0], "a/2": [2, 0], "b/1": [0, -3]}
     embeddings = np.array([vectors[found.utterances.id[i]] for i in range(3)], dtype=np.float32)
-    scored = Scored(found, embeddings, found.trials, cosine_scores(embeddings, found.trials), 0)
-    entry = summarise(scored, SCORING, interval=True)
-    assert entry == {"num_trials": 2, "skipped_trials": 0}
-    write_scores(tmp_path / "s.txt", scored)
-    assert [line.split() for line in (tmp_path / "s.txt").read_text().splitlines()] == [
-        ["a/1", "b/1", "0.000000"],
-        ["a/1", "a/2", "1.000000"],
-    ]
-    det_plot(tmp_path / "det.png", {"blind": scored})
+    scores = score(found, embeddings, System(SCORING, None)).trial_scores
+    entry = entry_of(scores, SCORING, llr=False)
+    assert entry == {"num_trials": 2}
+    scores.write(tmp_path / "s.txt")
+    assert (tmp_path / "s.txt").read_text().splitlines() == ["a/1 b/1 0.0", "a/1 a/2 1.0"]
+    det_plot(tmp_path / "det.png", {"blind": scores})
     assert not (tmp_path / "det.png").exists()
     shown = results_table({"model": "m", "data": "d", "seed": 0, "parameters": 1, "trials": {"blind": entry}})
     assert "blind (2)" in shown

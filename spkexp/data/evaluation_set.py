@@ -1,7 +1,7 @@
 """Utterances with the trials over them: from a list, or pairs of a split's own utterances."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class EvaluationSet:
     utterances: Utterances
     trials: Trials | None  # None where no two utterances are of one speaker: only closed-set accuracy can be measured
     speakers_known: bool  # label means something: for intervals over speakers, and closed-set accuracy
+    columns: pl.DataFrame | None = None  # what else the manifest says of the utterances, a row for each, as asked for
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ def evaluation_set(
     everything: pl.DataFrame,
     root: str | None,
     trained: Trained,
+    keep: Sequence[str] = (),
 ) -> EvaluationSet | None:
-    """Trials from the list `trials`, else pairs of the utterances of `table`; None where that is empty."""
+    """Trials from the list `trials`, else pairs of the utterances of `table`; None where that is empty.
+
+    keep: further columns that the set is to have. Raises UserError where the table has no such column.
+    """
     if trials is not None:
-        found = from_list(name, trials, models, everything, label, root, trained)
+        found = from_list(name, trials, models, everything, label, root, trained, keep)
         if name == "val" and found.trials is not None and found.trials.target is None:
             raise UserError(
                 f"data.trials.val: {trials} has no labels, so it cannot choose the best checkpoint; leave it out, and "
@@ -69,16 +74,32 @@ def evaluation_set(
             name,
             len(table),
         )
-    return EvaluationSet(name, utterances, pairs, speakers_known=True)
+    return EvaluationSet(name, utterances, pairs, speakers_known=True, columns=_columns(table, keep))
+
+
+def _columns(table: pl.DataFrame, keep: Sequence[str]) -> pl.DataFrame:
+    if missing := [name for name in keep if name not in table.columns]:
+        raise UserError(
+            f"scoring.conditions, scoring.colour_by: the manifest has no column {missing[0]!r}; it has "
+            f"{', '.join(table.columns)}"
+        )
+    return table.select(keep)
 
 
 def from_list(
-    name: str, file: str, models: str | None, table: pl.DataFrame, label: str, root: str | None, trained: Trained
+    name: str,
+    file: str,
+    models: str | None,
+    table: pl.DataFrame,
+    label: str,
+    root: str | None,
+    trained: Trained,
+    keep: Sequence[str] = (),
 ) -> EvaluationSet:
     """The trials of a list, over utterances of `table` or, where it has none of that name, files.
 
     models: a list of `MODEL utterance [utterance ...]`, for enrolment names that stand for several utterances.
-    Raises UserError that names file and line.
+    keep: further columns of `table`; of a file nothing is known. Raises UserError that names file and line.
     """
     names = read_trials(file)
     members = _members(names.enrolled(), models)
@@ -86,7 +107,7 @@ def from_list(
     folders = _folders(root, names.file, Path(models).expanduser() if models else None)
     found = look_up(wanted, table["id"], folders)
     _require_all(found, names, members, models, tried(table["id"], folders))
-    rows = _rows(found, table, label)
+    rows = _rows(found, table, label, _columns(table, keep).columns)
     _warn_of_training(name, rows, names, members, label, trained)
 
     # Names are numbers by their place in `wanted`, which is the order of the rows.
@@ -100,7 +121,7 @@ def from_list(
         enroll = _places(names.names, counts["name"])[names.enroll]
         trials = Trials(enroll, index[names.test], names.target, enrolled)
     known = bool(((rows[label] != "") & rows["table_id"].is_not_null()).all())
-    return EvaluationSet(name, Utterances.of(rows, label), trials, known)
+    return EvaluationSet(name, Utterances.of(rows, label), trials, known, rows.select(keep))
 
 
 def _places(texts: pl.Series, among: pl.Series) -> NDArray[np.int64]:
@@ -155,9 +176,9 @@ def _require_all(
     )
 
 
-def _rows(found: pl.DataFrame, table: pl.DataFrame, label: str) -> pl.DataFrame:
+def _rows(found: pl.DataFrame, table: pl.DataFrame, label: str, keep: Sequence[str]) -> pl.DataFrame:
     """The utterances of a list as a table, called as the list calls them; `table_id` is null where one is a file."""
-    columns = ["path", "duration", label, *(c for c in ("start", "offset", "bytes") if c in table.columns)]
+    columns = ["path", "duration", label, *(c for c in ("start", "offset", "bytes") if c in table.columns), *keep]
     known = table.select(pl.col("id").alias("table_id"), *columns)
     rows = known[found["row"].fill_null(0)] if len(known) else known.clear(len(found))
     as_file = found["row"].is_null()

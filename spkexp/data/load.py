@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 class Data:
     train: Utterances
     evaluation: Mapping[str, EvaluationSet]  # among "val" (chooses the best checkpoint) and "test"
+    background: Utterances | None  # of the speakers that scores are normalised against, and that train PLDA
     reading: Reading
     skipped: int  # rows left out beforehand, for a file whose header cannot be read
 

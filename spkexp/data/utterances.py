@@ -47,6 +47,9 @@ class Strings:
     def __len__(self) -> int:
         return len(self._ends) * len(self._suffixes)
 
+    def to_series(self) -> pl.Series:
+        return pl.Series([self[index] for index in range(len(self))], dtype=pl.String)
+
     def digest(self) -> bytes:
         """Changes with any of the texts and with their order."""
         digest = hashlib.sha256(repr((self._prefix, self._suffixes)).encode())

@@ -15,7 +15,7 @@ from spkexp.data.classes import LabelledSet, require_trained
 from spkexp.data.utterances import Utterances
 from spkexp.losses.head import Head
 from spkexp.scoring.statistics import accuracy_interval
-from spkexp.scoring.verification import Scored, closed_set_accuracy
+from spkexp.scoring.verification import Scored
 
 # Utterances classified at once: bounds the memory of (utterances, classes) scores.
 BLOCK = 4_096
@@ -71,16 +71,47 @@ def classify_all(
     return {name: classify(head, result, label, classes, device) for name, result in labelled.items()}
 
 
-def closed_set(head: Head, scored: Scored, label: str, classes: list[str], device: torch.device) -> dict[str, float]:
-    """{"accuracy": …} of the head, of a labelled set "macro_f1" too; nothing where a speaker was not trained on."""
+def mean_loss(
+    head: Head,
+    embeddings: NDArray[np.float32],
+    expected: NDArray[np.int64],
+    readable: NDArray[np.bool_],
+    device: torch.device,
+    at: int,
+) -> float:
+    """Mean over the readable utterances of the head's loss, with the margin of optimizer step `at`.
+
+    embeddings: (N, size); expected: (N,) class of each.
+    """
+    rows, total = np.flatnonzero(readable), 0.0
+    with torch.inference_mode():
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            scores = head.scores(torch.from_numpy(embeddings[block]).to(device))
+            label = torch.from_numpy(expected[block]).to(device)
+            total += len(block) * float(head.loss(scores, label, at))
+    return total / len(rows)
+
+
+def closed_set(
+    head: Head, scored: Scored, label: str, classes: list[str], device: torch.device, at: int
+) -> dict[str, float]:
+    """{"loss": …, "accuracy": …} of the head, of a labelled set "macro_f1" too; nothing where a speaker was not trained
+    on. at: optimizer step, whose margin the loss has."""
     if isinstance(scored.set, LabelledSet):
-        counts = classify(head, scored, label, classes, device).confusions()
-        return {"accuracy": accuracy(counts), "macro_f1": macro_f1(counts)}
+        answers = classify(head, scored, label, classes, device)
+        counts = answers.confusions()
+        loss = mean_loss(head, scored.embeddings, answers.expected, answers.readable, device, at)
+        return {"loss": loss, "accuracy": accuracy(counts), "macro_f1": macro_f1(counts)}
     utterances = scored.set.utterances
     if not set(utterances.label_names) <= set(classes):
         return {}
+    index = {name: position for position, name in enumerate(classes)}
+    expected = np.array([index[name] for name in utterances.label_names])[utterances.label]
     predicted = predict(head, scored.embeddings, device)
-    return {"accuracy": closed_set_accuracy(predicted, predicted >= 0, utterances, classes)}
+    readable = predicted >= 0
+    loss = mean_loss(head, scored.embeddings, expected, readable, device, at)
+    return {"loss": loss, "accuracy": float(np.mean((predicted == expected)[readable]))}
 
 
 def largest_class(train: Utterances) -> str:

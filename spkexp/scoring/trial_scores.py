@@ -1,9 +1,9 @@
 """Scored trials with what is known of either side; as files, they are what comparisons and calibrations start from.
 
-`scores/<trials>.txt` has 'enroll test score label' a line, the label 1 for a target, without it where the list has none.
-`scores/<trials>.utterances.csv` has a row for each name: `name`, `model` (whether the name is that of a model of several
-utterances), `speaker` (empty where unknown), `path`, `duration` (s), `magnitude` (length of the embedding), and any other
-column that the manifest has and `scoring.conditions` names.
+`scores/<trials>.txt` has 'enroll test score label' a line, the label 1 for a target, without it where the list has
+none. `scores/<trials>.utterances.csv` has a row for each name: `name`, `model` (whether the name is that of a model of
+several utterances), `speaker` (empty where unknown), `path`, `duration` (s), `magnitude` (length of the embedding), and
+the columns of the manifest that `scoring.conditions` names.
 """
 
 from dataclasses import dataclass, replace
@@ -29,9 +29,9 @@ _COLUMNS = {"name": pl.String, "model": pl.Boolean, "speaker": pl.String}
 class TrialScores:
     """T trials and their scores.
 
-    enrolled, tested: a row for each of the E enrolment and U test names, with the columns `name` and `speaker` (null where
-    unknown), and, as far as they are known, `path`, `duration` (s), `magnitude` and others. One and the same table where
-    no models are enrolled.
+    enrolled, tested: a row for each of the E enrolment and U test names, with the columns `name` and `speaker` (null
+    where unknown), and, as far as they are known, `path`, `duration` (s), `magnitude` and others. One and the same
+    table where no models are enrolled.
     """
 
     enrolled: pl.DataFrame
@@ -46,13 +46,15 @@ class TrialScores:
 
     @cached_property
     def speakers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """(T,) and (T,): who speaks on either side of each trial, as places in the sorted names of all speakers that the
-        trials have. The same trials of another system have the same numbers. None where one is not known."""
-        sides = [
-            table["speaker"].gather(np.unique(rows)).drop_nulls()
-            for table, rows in ((self.enrolled, self.enroll), (self.tested, self.test))
-        ]
-        used = [len(np.unique(self.enroll)), len(np.unique(self.test))]
+        """(T,) and (T,): who speaks on either side, as places in the sorted names of the trials' speakers.
+
+        The same trials of another system have the same numbers. None where one speaker is not known.
+        """
+        sides, used = [], []
+        for table, rows in ((self.enrolled, self.enroll), (self.tested, self.test)):
+            present = np.flatnonzero(np.bincount(rows, minlength=len(table)))
+            sides.append(table["speaker"].gather(present).drop_nulls())
+            used.append(len(present))
         if [len(side) for side in sides] != used:
             return None
         names = pl.Enum(pl.concat(sides).unique().sort())
