@@ -54,7 +54,7 @@ EXAMPLES
 FILES
   results.json (an entry for each trial list, with 95 % intervals),
   scores/<trials>.txt, scores/<trials>.utterances.csv (who speaks, the files),
-  scores/hardest-<trials>.csv, plots/<trials>-*.png, and with
+  hardest/<trials>.txt (and .csv), plots/*-<trials>*.png, and with
   scoring.save_embeddings=h5|npz|parquet|ark embeddings/<trials>.*
   Of a run that learnt another label than the speaker (data.label), without
   trials=FILE: scores/<split>.csv (every answer), scores/confusion-<split>.csv,

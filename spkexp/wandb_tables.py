@@ -16,6 +16,9 @@ PER_SPEAKER = 20  # of a list with many speakers, so many utterances each: fewer
 CONFUSIONS = 10_000  # cells of a confusion table, the largest
 
 
+_BY_PRIOR = ("min_dcf", "act_dcf")  # a cost for each prior
+
+
 @dataclass(frozen=True)
 class Content:
     """A table: every row has an entry for each column; None where there is nothing."""
@@ -30,11 +33,13 @@ def results_content(results: Mapping[str, Any]) -> Content:
     for name, entry in results["trials"].items():
         row: dict[str, Any] = {"trials": name}
         for key, value in entry.items():
-            if key.endswith("_ci95"):
+            if key in _BY_PRIOR:
+                row |= {f"{key}({p})": cost for p, cost in value.items()}
+            elif key.endswith("_ci95") and not isinstance(value, Mapping):
                 low, high = value or (None, None)
                 row |= {f"{key} low": low, f"{key} high": high}
-            elif key == "min_dcf":
-                row |= {f"min_dcf({p})": cost for p, cost in value.items()}
+            elif key == "identification":
+                row |= {name: share for name, share in (value or {}).items() if name.startswith("top")}
             elif key in ("untrained", "majority"):
                 row |= {f"{key} {k}": v for k, v in value.items() if isinstance(v, float)}
             elif not isinstance(value, Mapping):

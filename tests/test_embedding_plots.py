@@ -250,7 +250,7 @@ def test_what_an_evaluation_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixt
     rows, speaker = voices(3, 3)
     one, table = scored(SCORE, TARGET), pl.DataFrame({"name": list("abcdefghi"), "speaker": speaker})
     written = write_pictures(tmp_path, "val", one, rows, table)
-    names = ["plots/embeddings-val-pca.png", "plots/scores-val.png", "scores/hardest-val.csv", "scores/hardest-val.txt"]
+    names = ["plots/embeddings-val-pca.png", "plots/scores-val.png", "hardest/val.csv", "hardest/val.txt"]
     assert [str(file.relative_to(tmp_path)) for file in written] == names
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(written)
     assert write_pictures(tmp_path / "b", "x", scored(SCORE, None), rows, table, projection=None) == []

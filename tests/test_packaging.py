@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Dependencies that nothing in spkexp imports yet, and why they are there.
 DEMANDED = {"einops": "for outside models and those to come, and mamba-ssm's Triton kernels"}
 # What a user may leave out: launchers and searches of sweeps, and dashboards.
-EXTRAS = ("joblib", "submitit", "ray", "optuna", "dashboards")
+EXTRAS = ("joblib", "submitit", "ray", "optuna", "dashboards", "umap")
 # Source-only packages that compile against the torch they find, by tools/build_mamba.sh in the versions of the extra
 # `cuda`, and the module of each that spkexp imports where it is there.
 COMPILED = {"causal-conv1d": "causal_conv1d", "mamba-ssm": "selective_scan_cuda"}
@@ -105,6 +105,8 @@ def test_wheel_holds_the_package_and_all_of_conf(unpacked: Path) -> None:
     assert files(unpacked / "hydra_plugins", ".py") == files(ROOT / "hydra_plugins", ".py")
     assert not (unpacked / "hydra_plugins" / "__init__.py").exists()  # other packages have plugins there as well
     assert files(unpacked / "spkexp", ".c") == {"ops/scan_kernel.c"}  # compiled where it is used
+    for suffix in (".html", ".css", ".js"):  # the page of a comparison
+        assert files(unpacked / "spkexp", suffix) == files(ROOT / "spkexp", suffix) != set()
     top = {path.name for path in unpacked.iterdir()}
     assert top == {"spkexp", "hydra_plugins", f"spkexp-{PROJECT['version']}.dist-info"}
     entry_points = (unpacked / f"spkexp-{PROJECT['version']}.dist-info" / "entry_points.txt").read_text()
@@ -166,7 +168,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     assert f"spkexp[{','.join(EXTRAS)}]" in PROJECT["optional-dependencies"]["test"]
     run_otherwise = {"hatchling", "pytest-xdist", "spkexp"}  # by a command of their own; and its extras
     assert extra - in_tests == run_otherwise
-    brought_along = {"packaging"}  # by pytest
+    brought_along = {"packaging", "pillow"}  # by pytest and matplotlib
     assert in_tests - declared - extra - optional == brought_along
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,7 +17,7 @@ from spkexp.scoring.metrics import bayes_error_curve, calibration_curve
 _CEILING = 1.3
 
 
-def calibration_table(title: str, entries: Mapping[str, Mapping[str, Any]], width: int = 80) -> str:
+def calibration_table(title: str, entries: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each of `entries`, those of results.json of log-likelihood ratios."""
     p_targets = next((list(entry["min_dcf"]) for entry in entries.values()), [])
     table = Table(title=title, title_justify="left", title_style="none", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -33,10 +32,10 @@ def calibration_table(title: str, entries: Mapping[str, Mapping[str, Any]], widt
             *(entry["cllr"], entry["min_cllr"], entry["cllr"] - entry["min_cllr"]),
         ]
         table.add_row(escape(name), f"{100 * entry['eer']:.2f}", *(f"{number:.3f}" for number in numbers))
-    return _printed(table, width)
+    return table
 
 
-def weights_table(calibration: Calibration, width: int = 80) -> str:
+def weights_table(calibration: Calibration) -> Table:
     """The weights, in the units of the features and in those of their deviation, which can be compared."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("log-likelihood ratio =", overflow="fold")
@@ -47,14 +46,7 @@ def weights_table(calibration: Calibration, width: int = 80) -> str:
     ):
         table.add_row(escape(name), f"{weight:.4g}", f"{weight * deviation:.3f}")
     table.add_row("offset", f"{calibration.offset:.4g}", "")
-    return _printed(table, width)
-
-
-def _printed(table: Table, width: int) -> str:
-    console = Console(width=width, color_system=None, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+    return table
 
 
 def calibration_plot(file: Path, systems: Mapping[str, tuple[NDArray[np.floating], NDArray[np.bool_]]]) -> None:

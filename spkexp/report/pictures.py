@@ -32,7 +32,7 @@ def write_pictures(
     """Write what there is to see of the trial list `name` into the run `folder`; returns the files.
 
     plots/embeddings-NAME-pca.png (or -tsne, -umap; projection None: none), plots/scores-NAME.png, and the `hardest`
-    trials of either kind (0: none) as scores/hardest-NAME.csv and .txt. All but the first need trials with labels.
+    trials of either kind (0: none) as hardest/NAME.csv and .txt. All but the first need trials with labels.
 
     embeddings: (N, D); table: a row for each of them, of whose columns `colour_by` names the one that the points are
     coloured by; a list that has none of that name is warned of, for it is no reason to lose what was scored. unit: what
@@ -55,7 +55,7 @@ def write_pictures(
     if hardest and scores.target.any() and not scores.target.all():
         threshold = eer_threshold(Ranking(scores.score, scores.target))
         found = hardest_trials(scores, threshold, hardest)
-        for file in (folder / "scores" / f"hardest-{name}{extension}" for extension in (".csv", ".txt")):
+        for file in (folder / "hardest" / f"{name}{extension}" for extension in (".csv", ".txt")):
             write_hardest(file, name, found, threshold)
             written.append(file)
     return written

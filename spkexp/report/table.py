@@ -6,7 +6,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spkexp.report.calibration import calibration_table
 from spkexp.report.classes import classes_table
+from spkexp.report.conditions import conditions_table
 
 
 def results_table(results: dict[str, Any], width: int = 80) -> str:
@@ -34,11 +36,16 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
             console.print(classes_table(title, labelled))
         if entries:
             console.print(table)
+        if ratios := {name: entry for name, entry in entries.items() if "cllr" in entry}:
+            console.print(calibration_table("log-likelihood ratios", ratios))
+        for name, entry in entries.items():
+            for column, groups in entry.get("conditions", {}).items():
+                console.print(conditions_table(f"{name} by {column}", groups))
         line = f"{results['parameters'] / 1e6:.2f} M parameters"
         if "train_seconds" in results:  # not where a model is evaluated away from its run
             line += f", trained {results['train_seconds']:.0f} s at {results['utterances_per_second']:.0f} utterances/s"
         console.print(line, highlight=False)
-    return captured.get().rstrip()
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def _cells(entry: dict[str, Any], p_targets: list[str], accuracies: bool) -> list[str]:
