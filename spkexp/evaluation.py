@@ -71,23 +71,30 @@ class Evaluation:
             cfg.data.root = request.root
         cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it
         cfg.scoring = _scoring(cfg.scoring, request.scoring)
-        self.cfg, self.request, self.device = cfg, request, device
-        self.settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
-        policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
-        workers = corpus.num_workers(cfg, device)
-        self.extraction = Extraction(corpus.reading(cfg), self.settings, policy, workers)
         self.train: Utterances | None = None
         own: dict[str, EvaluationSet] = {}
-        if trials is None or self.settings.calibration is not None:
-            data = corpus.data(cfg)
+        on = cfg.scoring.calibration
+        if trials is None or on is not None:
+            try:
+                data = corpus.data(cfg)
+            except UserError as error:
+                if trials is None:
+                    raise
+                raise UserError(
+                    f"scoring.calibration={on} needs the run's own trials: {error}; null does without"
+                ) from error
             self.train, own, self.background = data.train, dict(data.evaluation), data.background
         if trials is not None:
             listed, self.background = _listed(trials, request.models, cfg, folder)
-            self.sets = {name: own[name] for name in own if name == self.settings.calibration} | {listed.name: listed}
+            self.sets = {name: own[name] for name in own if name == on} | {listed.name: listed}
             self.reported = [listed.name]
         else:
             self.sets = {n: one for n, one in own.items() if one.trials is not None or isinstance(one, LabelledSet)}
             self.reported = [name for name in self.sets if name in names]
+        self.settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
+        policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
+        workers = corpus.num_workers(cfg, device)
+        self.extraction = Extraction(corpus.reading(cfg), self.settings, policy, workers)
         if not self.reported:
             raise UserError(f"{source}: the run's data has no {' or '.join(names)} trials; give trials=FILE")
         check_reports(self.settings, self.sets)
@@ -196,7 +203,10 @@ def _listed(
     trials: Path, models: Path | None, cfg: DictConfig, folder: Path
 ) -> tuple[EvaluationSet, Utterances | None]:
     """The list's trials over the run's own utterances, or over files where the run's data is not at hand; and the
-    background that scoring asks for."""
+    background that scoring asks for.
+
+    Of files nothing is known by which results could be broken down: then `cfg` loses its scoring.conditions.
+    """
     label, split = cfg.data.label, cfg.data.split
     heard: set[str] = set()
     if label == SPEAKER and (folder / checkpoint.LABELS).is_file():
@@ -214,6 +224,10 @@ def _listed(
         away = str(error)
         log.info("the run's own data is not at hand (%s); names in %s must be files", error, trials)
         table = pl.DataFrame(schema={name: pl.Float64 if name == "duration" else pl.String for name in columns})
+        if kept := corpus.kept_columns(cfg):
+            log.warning("%s: nothing is known of files by which to tell %s apart", trials, ", ".join(kept))
+            cfg.scoring.conditions = [name for name in cfg.scoring.conditions if name not in kept]
+            cfg.scoring.colour_by = SPEAKER
     if SPEAKER not in table.columns:
         table = table.with_columns(pl.lit("").alias(SPEAKER))
     table = table.with_columns(pl.col(SPEAKER).fill_null(""))  # a run for another label need not know who speaks

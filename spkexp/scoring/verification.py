@@ -60,11 +60,12 @@ class Scored:
 def _sides(evaluation: EvaluationSet, embeddings: NDArray[np.float32]) -> pl.DataFrame:
     """A row for each utterance: name, speaker, path, duration, magnitude, and the other columns that are kept."""
     utterances = evaluation.utterances
-    speaker = pl.Series(utterances.label_names, dtype=pl.String).gather(utterances.label)
+    names = [name or None for name in utterances.label_names]
+    speaker = pl.Series(names if evaluation.speakers_known else [None] * len(names), dtype=pl.String)
     table = pl.DataFrame(
         {
             "name": utterances.id.to_series(),
-            "speaker": speaker.replace("", None) if evaluation.speakers_known else pl.Series([None], dtype=pl.String),
+            "speaker": speaker.gather(utterances.label),
             "path": utterances.path.to_series(),
             "duration": utterances.duration.round(3),
             "magnitude": pl.Series(np.linalg.norm(embeddings, axis=1)).fill_nan(None),
