@@ -1,10 +1,10 @@
-"""`python -m spkexp.compare`: runs side by side, in a table and in wandb."""
+"""`python -m spkexp.compare`: runs side by side, in tables, plots, a page, and in wandb."""
 
 import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -12,18 +12,28 @@ from spkexp.arguments import parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.errors import ConfigError, UserError
 from spkexp.sections import Text
+from spkexp.types import NonNegativeInt
+
+if TYPE_CHECKING:
+    from spkexp.report.comparison.runs import Run
 
 HELP = """
 NAME
-  spkexp.compare - runs side by side: error rates, costs, and what differs
+  spkexp.compare - runs side by side: error rates with intervals, significance,
+  costs, and what differs
 
 SYNOPSIS
   python -m spkexp.compare [RUN ...] [KEY=VALUE ...] [--wandb]
 
 DESCRIPTION
-  Prints one table of all runs, the best first: EER in percent with its 95 %
-  interval, minDCF, parameters, training speed, and the config keys in which
-  the runs differ. A run without results is listed too, with the reason.
+  Prints the runs, the best first: error rates with 95 % intervals, whether a
+  run differs significantly from the best, parameters, MACs, training time and
+  speed, and the config keys in which they differ. Runs that differ in their
+  seed alone are one row. A run without results is listed too, with the reason.
+
+  Intervals and p-values come from the scores that the runs kept
+  (scoring.save_scores): a bootstrap over the speakers of the trials, with the
+  same draws for all runs. A mark means p < .05 after Holm's correction.
 
   RUN is a run folder, or the folder of a sweep (runs/sweeps/GROUP), which
   stands for all its jobs. Without any: all runs below ./runs.
@@ -31,7 +41,15 @@ DESCRIPTION
 KEYS
   trials=NAME      the trial list that the runs are ranked by; default: test,
                    or else the list that most of them have
-  output=FILE      with --wandb: write the workspace's definition there, too
+  metric=KEY       what sorts them: eer (default), min_dcf.0.01, auc, min_cllr,
+                   rocch_eer, cllr, act_dcf.0.01; accuracy, macro_f1
+  reference=RUN    the run that the others are held against; default: the best
+  seeds=combined   one row for all seeds of a configuration; apart: one each
+  bootstrap=1000   replicates; 0: no tests, and intervals as results.json has
+  format=terminal  or markdown, latex, csv, json: what is printed
+  output=DIR       write comparison.html, .md, .tex, .csv and .json, and the
+                   plots (PNG, curves.json) into DIR/plots
+  workspace=FILE   with --wandb: write the workspace's definition there, too
 
 OPTIONS
   --wandb          save a workspace in wandb that compares the runs: curves,
@@ -43,8 +61,9 @@ OPTIONS
 
 EXAMPLES
   python -m spkexp.compare runs/2026-11-21/*
-  python -m spkexp.compare runs/sweeps/sweep-1f2e3d4c trials=val
-  python -m spkexp.compare --wandb output=workspace.json
+  python -m spkexp.compare runs/sweeps/sweep-1f2e3d4c output=comparison
+  python -m spkexp.compare runs/a runs/b format=latex > table.tex
+  python -m spkexp.compare --wandb workspace=workspace.json
 """
 ROOT = Path("runs")
 
@@ -54,7 +73,13 @@ class Arguments(BaseModel):
 
     runs: list[Text] = []
     trials: Text | None = None
+    metric: Text | None = None
+    reference: Text | None = None
+    seeds: Literal["combined", "apart"] = "combined"
+    bootstrap: NonNegativeInt = 1000
+    format: Literal["terminal", "markdown", "latex", "csv", "json"] = "terminal"
     output: Text | None = None
+    workspace: Text | None = None
     wandb: bool = False
 
     @model_validator(mode="before")
@@ -66,42 +91,75 @@ class Arguments(BaseModel):
 
 
 def main() -> None:
-    """Print the table, and with --wandb save the workspace."""
+    """Print the comparison, write it where output= says, and with --wandb save the workspace."""
     with errors_to_exit_codes():
         arguments = parse(Arguments, HELP, positional="runs")
         mistakes = [f"{run}: no such option; there is --wandb" for run in arguments.runs if run.startswith("--")]
-        if arguments.output and not arguments.wandb:
-            mistakes.append("output: only with --wandb; it is the workspace's definition")
+        if arguments.workspace and not arguments.wandb:
+            mistakes.append("workspace: only with --wandb; output=DIR writes tables, plots and a page")
         if mistakes:
             raise ConfigError(mistakes)
-        from spkexp.report.comparison import all_runs, comparison, comparison_table, read_runs
+        from spkexp.report.comparison.content import content_of
+        from spkexp.report.comparison.files import text_of, write_files
+        from spkexp.report.comparison.ranking import comparison
 
         set_up_logging()
-        places = [Path(run) for run in arguments.runs]
-        runs = read_runs(places) if places else all_runs(ROOT)
-        if not runs:
-            raise UserError(f"no runs below {ROOT.resolve()}; name run folders: python -m spkexp.compare RUN ...")
+        runs, reference = _runs(arguments)
+        compared = comparison(runs, arguments.trials, arguments.metric, arguments.seeds)
+        content = content_of(compared, reference, arguments.bootstrap)
+        page = write_files(Path(arguments.output), content) if arguments.output else None
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-        print(comparison_table(comparison(runs, arguments.trials), max(80, columns)), flush=True)
+        print(text_of(content, arguments.format, max(80, columns)).rstrip("\n"), flush=True)
+        # What is no table must not get into a file that stdout was sent to.
+        aside = sys.stdout if arguments.format == "terminal" else sys.stderr
+        if page is not None:
+            print(f"\nwritten: {page}, and tables and plots beside it", file=aside, flush=True)
         if arguments.wandb:
-            from spkexp.report.dashboard import definition, save, tracked, workspace
+            print(f"workspace: {_save_workspace(runs, arguments)}", file=aside)
 
-            entity, project, known = tracked(runs)
-            compared = comparison(known, arguments.trials)
 
-            def make(entity: str) -> Any:
-                return workspace(compared, entity, project, everything=not places)
+def _runs(arguments: Arguments) -> "tuple[list[Run], Run | None]":
+    """All runs, and the one that the others are held against, if one is named. Raises UserError."""
+    from spkexp.report.comparison.runs import all_runs, read_runs
 
-            if arguments.output:
-                _write(Path(arguments.output), definition(make(entity or "")))
-            print(f"workspace: {save(make, entity)}")
+    places = [Path(run) for run in arguments.runs]
+    runs = read_runs(places) if places else all_runs(ROOT)
+    if not runs:
+        raise UserError(f"no runs below {ROOT.resolve()}; name run folders: python -m spkexp.compare RUN ...")
+    if arguments.reference is None:
+        return runs, None
+    place = Path(arguments.reference)
+    named = [run for run in runs if run.folder is not None and run.folder.resolve() == place.resolve()]
+    named = named or [run for run in runs if arguments.reference in (run.name, run.folder and run.folder.name)]
+    if named:
+        return runs, named[0]
+    if not (place / "config.yaml").is_file():
+        raise UserError(f"reference={place}: no such run; it is a run folder, or the name of one that is compared")
+    (reference,) = read_runs([place])
+    return [*runs, reference], reference
+
+
+def _save_workspace(runs: "list[Run]", arguments: Arguments) -> str:
+    """Returns its address."""
+    from spkexp.report.comparison.ranking import comparison
+    from spkexp.report.dashboard import definition, save, tracked, workspace
+
+    entity, project, known = tracked(runs)
+    compared = comparison(known, arguments.trials, arguments.metric, "apart")  # wandb has runs, no configurations
+
+    def make(entity: str) -> Any:
+        return workspace(compared, entity, project, everything=not arguments.runs)
+
+    if arguments.workspace:
+        _write(Path(arguments.workspace), definition(make(entity or "")))
+    return save(make, entity)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     try:
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"output={file}: cannot be written: {error.strerror}") from error
+        raise UserError(f"workspace={file}: cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

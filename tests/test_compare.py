@@ -16,7 +16,10 @@ from spkexp.compose import compose_config
 from spkexp.errors import UserError
 from spkexp.records import Record, Ticket
 from spkexp.report import dashboard
-from spkexp.report.comparison import comparison, comparison_table, read_runs
+from spkexp.report.comparison.content import content_of
+from spkexp.report.comparison.ranking import Row, comparison
+from spkexp.report.comparison.runs import read_runs
+from spkexp.report.comparison.terminal import terminal_text
 from spkexp.report.dashboard import SAVE_SECONDS, tracked
 from spkexp.resume import fingerprint
 from spkexp.run_folder import create
@@ -70,32 +73,75 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_best_first_and_the_unfinished_named(three: list[Path], command: Command) -> None:
-    code, out, err = command(*three)
+    code, out, err = command(*three, "seeds=apart")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "test: 3 runs"
     assert max(len(line) for line in lines if str(three[2]) not in line) <= 80
     words = [line.split() for line in lines]
-    best, best_differs = (row for row in words if row[:1] == ["best"])
-    assert best[:7] == ["best", "10.00", "9.00–11.00", "0.500", "0.250", "1.50", "40"]
-    other, other_differs = (row for row in words if row[:2] == ["ecapa_small", SEED_1[:4]])
+    best, best_costs, best_differs = (row for row in words if row[:1] == ["best"])
+    assert best == ["best", "10.00", "9.00–11.00", "0.500", "0.250"]
+    assert best_costs == ["best", "1.50", "40"]
+    name = ["ecapa_small", SEED_1[:4]]
+    other, _, other_differs = (row for row in words if row[:2] == name)
     assert other[2:4] == ["20.00", "19.00–21.00"]
     assert words.index(best) < words.index(other)
     assert f"{three[2]}: unfinished, no results" in lines
     # Keys of the model's own file are no difference: its name is.
-    assert sorted(best_differs[1:]) == ["model=xvector,", "seed=0,", "trainer.epochs=9"]
-    assert sorted(other_differs[2:]) == ["model=ecapa_small,", "seed=1,", "trainer.epochs=5"]
+    assert best_differs[1:] == ["model=xvector,", "seed=0,", "trainer.epochs=9"]
+    assert other_differs[2:] == ["model=ecapa_small,", "seed=1,", "trainer.epochs=5"]
 
 
 def test_what_differs_is_said_of_every_run(three: list[Path]) -> None:
-    compared = comparison(read_runs(three))
+    compared = comparison(read_runs(three), seeds="apart")
     assert compared.trials == "test"
     assert sorted(compared.differing) == ["model", "seed", "trainer.epochs"]
-    assert [compared.differences(run) for run in compared.runs] == [
+    assert [compared.differences(row) for row in compared.rows] == [
         {"seed": 0, "model": "xvector", "trainer.epochs": 9},
         {"seed": 1, "model": "ecapa_small", "trainer.epochs": 5},
         {"seed": 2, "model": "ecapa_small", "trainer.epochs": 5},
     ]
+
+
+def test_keys_of_another_model_are_said_where_they_were_set(tmp_path: Path) -> None:
+    """Each encoder has channels of its own; only one run has set them."""
+    set_apart = ["model=ecapa", "model.encoder.channels=[256,256,256,256,768]", "loss.margin=0.3"]
+    places = [("a", ["model=xvector"]), ("b", set_apart), ("c", ["model=ecapa", "loss.margin=0.3"])]
+    compared = comparison(read_runs([make_run(tmp_path / name, keys, None) for name, keys in places]))
+    assert compared.differing == ["model", "model.encoder.channels", "loss.margin"]
+    assert [compared.differences(row) for row in compared.rows] == [
+        {"model": "xvector", "loss.margin": 0.2},
+        {"model": "ecapa", "loss.margin": 0.3, "model.encoder.channels": [256, 256, 256, 256, 768]},
+        {"model": "ecapa", "loss.margin": 0.3},
+    ]
+
+
+def runs_of(row: Row) -> list[str]:
+    return [run.folder.name for run in row.runs if run.folder]
+
+
+def test_seeds_are_one_row(tmp_path: Path) -> None:
+    """A seed that comes twice is no new seed, and an attempt without results takes the place of none that has some."""
+    made = [
+        ("net-seed0", ["seed=0", "trainer.nproc=2"], 0.25), ("net-seed1", ["seed=1"], None),
+        ("first-try", ["seed=2"], None), ("net-seed2", ["seed=2"], 0.5),
+        ("again", ["seed=0"], 0.125), ("y", ["loss.margin=0.3"], 0.375),
+    ]  # fmt: skip
+    folders = [
+        make_run(tmp_path / name, keys, None if rate is None else {"test": entry(rate)}) for name, keys, rate in made
+    ]
+    compared = comparison(read_runs(folders))
+    assert [runs_of(row) for row in compared.rows] == [
+        ["again", "first-try"], ["net-seed0", "net-seed1", "net-seed2"], ["y"],
+    ]  # fmt: skip
+    assert [compared.name(row) for row in compared.rows] == ["again", "net", "y"]
+    assert [row.value("test", compared.metric) for row in compared.rows] == [0.125, 0.375, 0.375]
+    assert compared.differing == ["loss.margin", "trainer.nproc"]
+    content = content_of(compared)
+    assert content["rows"][1]["metrics"]["eer"]["of_seeds"] == [0.25, 0.5]
+    assert content["rows"][1]["metrics"]["eer"]["ci95"] is None  # results.json has none of a mean
+    assert f"net: without seed 1, {folders[1]}: unfinished, no results." in content["notes"]
+    assert len(comparison(read_runs(folders), seeds="apart").rows) == 6
 
 
 def test_the_list_to_rank_by(tmp_path: Path) -> None:
@@ -104,42 +150,63 @@ def test_the_list_to_rank_by(tmp_path: Path) -> None:
     runs = read_runs([a, b, a])
     assert len(runs) == 2
     assert comparison(runs).trials == "val"
-    assert [run.name for run in comparison(runs).runs] == ["b", "a"]
-    compared = comparison(runs, "vox-o")
+    assert [run.name for run in comparison(runs, seeds="apart").runs] == ["b", "a"]
+    compared = comparison(runs, "vox-o", seeds="apart")
     assert [run.name for run in compared.runs] == ["a", "b"]
-    assert f"{b}: no error rate for vox-o; it has val, blind" in comparison_table(compared)
+    assert f"{b}: no error rate for vox-o; it has val, blind" in terminal_text(content_of(compared))
     with pytest.raises(UserError, match="trials=test: no run has such a list; there are val, vox-o"):
         comparison(runs, "test")
+
+
+def test_the_metric_to_rank_by(tmp_path: Path) -> None:
+    def of(eer: float, cost: float, auc: float) -> dict[str, Any]:
+        return {"eer": eer, "min_dcf": {"0.01": cost}, "min_dcf_ci95": {"0.01": [cost - 0.1, cost + 0.1]}, "auc": auc}
+
+    made = {"a": of(0.1, 0.5, 0.9), "b": of(0.2, 0.25, float("nan")), "c": of(0.3, 0.75, 0.95)}
+    runs = read_runs([make_run(tmp_path / name, [], {"test": one}) for name, one in made.items()])
+
+    def order(metric: str | None) -> str:
+        return "".join(run.name for run in comparison(runs, metric=metric, seeds="apart").runs)
+
+    assert [order(key) for key in (None, "eer", "min_dcf.0.01", "auc")] == ["abc", "abc", "bac", "cab"]
+    content = content_of(comparison(runs, metric="min_dcf.0.01", seeds="apart"))
+    assert [metric["key"] for metric in content["metrics"]] == ["min_dcf.0.01", "eer", "auc"]
+    assert content["rows"][0]["metrics"]["min_dcf.0.01"]["ci95"] == [0.15, 0.35]
+    assert "auc" not in content["rows"][0]["metrics"]  # not a number is none
+    with pytest.raises(UserError, match=r"metric=min_dcf\.0\.05: no run has it; there are eer, min_dcf\.0\.01, auc"):
+        comparison(runs, metric="min_dcf.0.05")
+    with pytest.raises(UserError, match=r"metric=min_dcf: no such metric; there are eer, min_dcf\.P"):
+        comparison(runs, metric="min_dcf")
 
 
 def test_runs_of_one_config_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = compose_config(["seed=1"])
     first = create(cfg).absolute()
-    (alone,) = comparison(read_runs([first])).runs
+    (alone,) = comparison(read_runs([first])).rows
     assert alone.name == f"ecapa_small {SEED_1[:4]}"
     later = make_run(first.with_name(f"235960{first.name[6:]}"), ["seed=1"], None)
     other = make_run(tmp_path / "2020-01-01" / "best", [], None)
     same = make_run(tmp_path / "elsewhere" / "best", [], None)
-    compared = comparison(read_runs([first, later, other, same]))
+    compared = comparison(read_runs([first, later, other, same]), seeds="apart")
     day, time = first.parent.name, first.name[:6]
-    assert [compared.name(run) for run in compared.runs] == [
+    assert [compared.name(row) for row in compared.rows] == [
         f"ecapa_small {SEED_1[:4]} {day}/{time}",
         f"ecapa_small {SEED_1[:4]} {day}/235960",
         str(other),
         str(same),
     ]
-    table = comparison_table(compared, 200)
-    assert all(f" {compared.name(run)} " in table for run in compared.runs)
+    table = terminal_text(content_of(compared), 200)
+    assert all(f" {compared.name(row)} " in table for row in compared.rows)
 
 
 def test_classifiers_are_ranked_by_accuracy(tmp_path: Path) -> None:
     def answers(accuracy: float) -> dict[str, Any]:
         return {"test": {"accuracy": accuracy, "accuracy_ci95": None, "macro_f1": 0.5, "classes": {}}}
 
-    runs = read_runs([make_run(tmp_path / name, [], answers(a)) for name, a in (("x", 0.25), ("y", 0.75))])
-    table = comparison_table(comparison(runs))
-    assert [line.split()[:3] for line in table.splitlines() if line[:3] in (" x ", " y ")] == [
+    runs = read_runs([make_run(tmp_path / name, [], answers(rate)) for name, rate in (("x", 0.25), ("y", 0.75))])
+    table = terminal_text(content_of(comparison(runs, seeds="apart")))
+    assert [line.split()[:3] for line in table.splitlines()[:8] if line[:3] in (" x ", " y ")] == [
         ["y", "75.00", "50.00"],
         ["x", "25.00", "50.00"],
     ]
@@ -160,12 +227,12 @@ def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> No
         record.write(sweep)
     code, out, _ = command(sweep)
     assert code == 0
-    assert out.startswith("test: 4 runs")
+    assert out.startswith("test: 3 configurations, 4 runs")  # good and half differ in their seed alone
     assert [line for line in out.splitlines() if "no results" in line] == [
-        f"{half}: pruned, no results",
         "seed=2: failed, no results",
         "seed=3: no folder /gone/run here, no results",
     ]
+    assert f"good: without seed 2, {half}: pruned, no results." in " ".join(out.split())
     # A sweep that was started in another folder than this command, in words that held there.
     nested = tmp_path / "project" / "runs" / "sweeps" / "s"
     nested.mkdir(parents=True)
@@ -182,21 +249,25 @@ def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> No
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({}, "neither a run folder (no config.yaml) nor the folder of a sweep (no sweep.json)"),
-        ({"config.yaml": "a: ["}, "config.yaml: cannot be read"),
-        ({"config.yaml": "- 1"}, "config.yaml: no config of a run"),
-        ({"config.yaml": "a: ${b}"}, "config.yaml: cannot be read"),
-        ({"config.yaml": "a: 1", "results.json": "{"}, "results.json: cannot be read"),
-        ({"config.yaml": "a: 1", "results.json": "[]"}, "results.json: no results of a run: it has no trials"),
+        ({"config.yaml": "a: ["}, "config.yaml cannot be read (while parsing a flow node), no results"),
+        ({"config.yaml": "- 1"}, "config.yaml is no config of a run, no results"),
+        ({"config.yaml": "a: ${b}"}, "config.yaml cannot be read (Interpolation key 'b' not found), no results"),
+        ({"config.yaml": "a: 1", "results.json": "{"}, "results.json cannot be read (Expecting property name"),
+        ({"config.yaml": "a: 1", "results.json": "[]"}, "results.json has no trials, no results"),
+        ({"config.yaml": "a: 1", "results.json": '{"trials": {"test": null}}'}, "no error rate for test; it has test"),
     ],
 )
-def test_what_is_no_run_is_named(tmp_path: Path, command: Command, content: dict[str, str], expected: str) -> None:
+def test_a_damaged_run_is_listed_beside_the_others(
+    tmp_path: Path, command: Command, content: dict[str, str], expected: str
+) -> None:
+    good = make_run(tmp_path / "good", [], {"test": entry(0.25)})
     (tmp_path / "x").mkdir()
     for name, text in content.items():
         (tmp_path / "x" / name).write_text(text)
-    code, _, err = command(tmp_path / "x")
-    assert code == 2
-    assert expected in err
+    code, out, _ = command(tmp_path / "x", good)
+    assert code == 0
+    assert out.splitlines()[5].split()[:2] == ["good", "25.00"]
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'x'}: {expected}")
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +276,19 @@ def test_mistakes_on_the_command_line(tmp_path: Path, command: Command, monkeypa
         2,
         "spkexp: nowhere: no such folder; RUN is a run folder, or the folder of a sweep\n",
     )
+    (tmp_path / "empty").mkdir()
+    expected = "neither a run folder (no config.yaml) nor the folder of a sweep (no sweep.json)"
+    assert expected in command("empty")[2]
     assert "--wnadb: no such option; there is --wandb" in command("--wnadb")[2]
-    assert "output: only with --wandb" in command("output=x.json")[2]
+    assert "workspace: only with --wandb" in command("workspace=x.json")[2]
+    assert "seeds: " in command("seeds=some")[2]
     assert "no runs below" in command()[2]
     assert "SYNOPSIS" in command("--help")[1]
     assert max(map(len, compare.HELP.splitlines())) <= 80
     make_run(tmp_path / "runs" / "2026-01-01" / "a", [], {"test": entry(0.2)})
     assert command()[1].startswith("test: 1 run")
     assert "none of the runs is in wandb" in command("--wandb")[2]
+    assert "reference=nowhere: no such run" in command("reference=nowhere")[2]
 
 
 @pytest.fixture
@@ -235,7 +311,7 @@ def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_workspace_is_saved(three: list[Path], tmp_path: Path, command: Command, server: WandbServer) -> None:
-    code, out, err = command(*three, "--wandb", f"output={tmp_path / 'view.json'}")
+    code, out, err = command(*three, "--wandb", f"workspace={tmp_path / 'view.json'}")
     assert (code, err) == (0, "")
     (view,) = server.views
     assert (view["entityName"], view["projectName"], view["type"]) == ("me", "spk", "project-view")
@@ -311,9 +387,9 @@ def test_without_a_network_or_an_answer_it_ends_soon(
     assert "--wandb: " in err
     wandb.teardown()
     own_wandb.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    code, _, err = command(three[0], "--wandb", f"output={tmp_path / 'view.json'}")
+    code, _, err = command(three[0], "--wandb", f"workspace={tmp_path / 'view.json'}")
     assert code == 2
     assert "--wandb: 127.0.0.1 cannot be reached" in err
-    assert "output=FILE.json writes the definition without wandb" in err
+    assert "workspace=FILE.json writes the definition without wandb" in err
     assert json.loads((tmp_path / "view.json").read_text())["project"] == "spk"
     assert time.monotonic() - begin < SAVE_SECONDS

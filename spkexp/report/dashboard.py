@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from spkexp.errors import UserError
-from spkexp.report.comparison import Comparison, Run
+from spkexp.report.comparison.ranking import Comparison
+from spkexp.report.comparison.runs import Run
 from spkexp.wandb_run import obstacle_to_wandb
 
 SAVE_SECONDS = 30.0
@@ -62,8 +63,7 @@ def workspace(compared: Comparison, entity: str, project: str, everything: bool)
     groups, names = sorted(group for group in found if group), [run.folder.name for run in runs if run.folder]
     grouped = None not in found
     scope = expr.Metric("Group").isin(groups) if grouped else expr.Metric("Name").isin(names)
-    entries = [entry for run in runs if (entry := compared.entry(run)) is not None]
-    rate = "accuracy" if entries and all("macro_f1" in entry for entry in entries) else "eer"
+    rate = compared.metric.key.replace(".", "/")
     target = f"trials/{compared.trials or 'test'}/{rate}"
     title = f"Runs of {', '.join(groups)}" if grouped else f"{len(runs)} runs"
     return ws.Workspace(
@@ -74,7 +74,7 @@ def workspace(compared: Comparison, entity: str, project: str, everything: bool)
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=max(10, len(runs))),
         runset_settings=ws.RunsetSettings(
             filters=[] if everything else expr.And(scope),
-            order=[expr.Ordering(expr.Summary(target), ascending=rate == "eer")],
+            order=[expr.Ordering(expr.Summary(target), ascending=compared.metric.better == "lower")],
             pinned_columns=[f"summary:{target}", "summary:parameters", "summary:utterances_per_second"],
         ),
     )
@@ -139,7 +139,7 @@ def save(make: Callable[[str], Any], entity: str | None) -> str:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     if obstacle := obstacle_to_wandb():
-        raise UserError(f"--wandb: {obstacle}; output=FILE.json writes the definition without wandb")
+        raise UserError(f"--wandb: {obstacle}; workspace=FILE.json writes the definition without wandb")
     outcome: list[str | Exception] = []
 
     def work() -> None:
