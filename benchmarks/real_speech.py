@@ -39,7 +39,7 @@ def train(data: Path, seed: int, folder: Path) -> dict[str, Any]:
         "epochs": epochs,
         "wall_seconds": round(time.monotonic() - begin, 1),
         "best_eer": round(entry["eer"], 4),
-        "best_eer_ci95": [round(bound, 4) for bound in entry["eer_ci95"]],
+        "best_eer_ci95": entry["eer_ci95"] and [round(bound, 4) for bound in entry["eer_ci95"]],
         "untrained_eer": round(entry["untrained"]["eer"], 4),
         "utterances_per_second": results["utterances_per_second"],
     }

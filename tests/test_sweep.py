@@ -272,7 +272,7 @@ def record(number: int, overrides: list[str], status: str, folder: Path | None, 
 def test_report(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    lists = {"val": {"eer": 0.03141, "eer_ci95": [0.025, 0.041]}, "test": {"eer": 0.5, "eer_ci95": None}}
+    lists = {"val": {"eer": 0.5, "eer_ci95": None}, "test": {"eer": 0.03141, "eer_ci95": [0.025, 0.041]}}
     (run / "results.json").write_text(json.dumps({"trials": lists}))
     found = [
         record(0, ["model=ecapa", "seed=0", "resume=auto", "data=x"], "finished", run),

@@ -205,7 +205,7 @@ def _difference_column(content: dict[str, Any], rows: Sequence[dict[str, Any]], 
             below = f"{interval(one['ci95'], metric)}; {p_text(one['p_holm'])}"
             title = f"before Holm's correction: {p_text(one['p'])}"
             value = f"{'+' if one['value'] > 0 else ''}{figure(one['value'], metric)}"
-            cells.append(Cell(value, one["value"], below, mark="*" if one["significant"] else "n.s.", title=title))
+            cells.append(Cell(value, one["value"], below, mark="†" if one["significant"] else "n.s.", title=title))
     title = f"{metric['name']} minus that of {reference['name']}; below: 95 % interval and p"
     return [Column("difference", "Δ", metric["unit"], cells, title)]
 

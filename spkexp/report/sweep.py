@@ -16,8 +16,8 @@ from spkexp.records import FAILED, Record
 def sweep_report(found: Sequence[Record], differences: Sequence[Sequence[str]], width: int = 80) -> str:
     """The jobs with their differing overrides, status, result and run folder, then what failed and why.
 
-    The result is that of the first trial list of a job's results.json: the equal error rate or the accuracy, in
-    percent, with its interval; where there is none, what chose the best checkpoint.
+    The result is that of the trial list test of a job's results.json, else the first: the equal error rate or the
+    accuracy, in percent, with its interval; where there is none, what chose the best checkpoint.
     """
     results = [_result(record) for record in found]
     intervals = any(interval for _, _, interval in results)
@@ -88,4 +88,5 @@ def _trials(record: Record) -> list[dict[str, Any]]:
     file = None if record.run_dir is None else Path(record.run_dir) / "results.json"
     if file is None or not file.is_file():
         return []
-    return list(json.loads(file.read_text(encoding="utf-8"))["trials"].values())[:1]
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    return [trials["test"]] if "test" in trials else list(trials.values())[:1]

@@ -1,17 +1,21 @@
 """The figures of scored trials, as results.json and metrics.jsonl hold them; rates are fractions."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from spkexp.scoring.conditions import breakdown
 from spkexp.scoring.measures import Measures
 from spkexp.scoring.metrics import Ranking, eer_threshold
 from spkexp.scoring.resampling import SpeakerBootstrap, resample
-from spkexp.scoring.statistics import interval
+from spkexp.scoring.statistics import MIN_SPEAKERS, interval
 from spkexp.scoring.trial_scores import TrialScores
 from spkexp.scoring.verification import Scored
 from spkexp.sections import Scoring
 
+log = logging.getLogger(__name__)
 # What a validation says: EER, minDCF, and Cllr with the best of calibrations, in which every score has a part.
 WHILE_TRAINING = ("eer", "min_dcf", "min_cllr")
 
@@ -33,6 +37,11 @@ def entry_of(scores: TrialScores, settings: Scoring, llr: bool) -> dict[str, Any
     """
     if scores.target is None:
         return {"num_trials": len(scores)}
+    if settings.bootstrap and scores.speakers is not None:
+        count = len(np.unique(np.concatenate(scores.speakers)))
+        if count < MIN_SPEAKERS:
+            log.info("no intervals: the trials are of %d speakers, and of fewer than %d they would feign certainty",
+                     count, MIN_SPEAKERS)  # fmt: skip
     entry = {
         "num_trials": len(scores),
         "num_targets": int(scores.target.sum()),
