@@ -16,11 +16,11 @@ from rich.table import Table
 
 from spkexp.config import config_folder
 from spkexp.errors import UserError
-from spkexp.json_file import write_json, write_text
 from spkexp.report.calibration import calibration_plot, calibration_table, weights_table
 from spkexp.scoring.calibrate import SCORE, calibrate
 from spkexp.scoring.summary import rates
 from spkexp.scoring.trial_scores import TrialScores
+from spkexp.whole_file import write_json, write_text
 
 
 @dataclass(frozen=True)

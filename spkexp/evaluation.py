@@ -21,7 +21,6 @@ from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
 from spkexp.data.utterances import Utterances
 from spkexp.errors import ConfigError, UserError
-from spkexp.json_file import write_json
 from spkexp.models.speaker import SpeakerModel
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
@@ -33,6 +32,7 @@ from spkexp.scoring.verification import Extraction, Policy, Scored, score
 from spkexp.sections import Config, Scoring
 from spkexp.trial_results import check_reports, write_trials
 from spkexp.watch import watch
+from spkexp.whole_file import write_json
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from spkexp.errors import UserError
-from spkexp.json_file import write_json
 from spkexp.resume import IMMATERIAL, NEVER
+from spkexp.whole_file import write_json
 
 FINISHED, FAILED, PRUNED, STOPPED, RUNNING = "finished", "failed", "pruned", "stopped", "running"
 # Keys that a sweep, or a search, sets itself: they tell no job from another.

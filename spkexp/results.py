@@ -13,7 +13,6 @@ from spkexp.cost.macs import count_macs
 from spkexp.cost.workload import Workload
 from spkexp.errors import UserError
 from spkexp.interrupt import StopRequest
-from spkexp.json_file import write_json
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.resume import RESULTS
@@ -25,6 +24,7 @@ from spkexp.scoring.verification import Scored
 from spkexp.step import TrainStep
 from spkexp.trainer import Trainer
 from spkexp.trial_results import write_trials
+from spkexp.whole_file import write_json
 
 log = logging.getLogger(__name__)
 MACS_SECONDS = 2.0  # of audio, as papers count multiply-accumulates

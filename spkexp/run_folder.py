@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from spkexp import distributed
 from spkexp.code_state import code_state
 from spkexp.errors import UserError
-from spkexp.json_file import replacing, write_json
 from spkexp.lock import hold
 from spkexp.pruning import masked
 from spkexp.resume import (
@@ -32,6 +31,7 @@ from spkexp.resume import (
     is_finished,
     last_run,
 )
+from spkexp.whole_file import replacing, write_json
 
 log = logging.getLogger(__name__)
 

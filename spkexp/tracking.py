@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from spkexp import distributed
-from spkexp.json_file import write_text
 from spkexp.scoring.verification import Scored
 from spkexp.sections import Tracking
 from spkexp.wandb_run import WandbRun
+from spkexp.whole_file import write_text
 
 _NOTHING: Mapping[str, Scored] = MappingProxyType({})
 

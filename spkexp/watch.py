@@ -19,11 +19,11 @@ import torch
 
 from spkexp import checkpoint, distributed, durable
 from spkexp.errors import UserError
-from spkexp.json_file import write_json, write_text
 from spkexp.lock import hold
 from spkexp.report.validations import validations_table
 from spkexp.resume import is_finished
 from spkexp.validation import criterion
+from spkexp.whole_file import write_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from torch import nn
 from spkexp import checkpoint, durable
 from spkexp import watch as watching
 from spkexp.errors import UserError
-from spkexp.json_file import write_json
 from spkexp.lock import hold
 from spkexp.watch import watch
+from spkexp.whole_file import write_json
 
 PER_EPOCH = 7  # steps
 

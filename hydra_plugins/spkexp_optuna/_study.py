@@ -17,10 +17,10 @@ from sqlalchemy.exc import ArgumentError
 
 from hydra_plugins.spkexp_optuna._space import Space
 from spkexp.errors import UserError
-from spkexp.json_file import write_secret
 from spkexp.lock import hold
 from spkexp.pruning import PRUNER, RETRY_OF, PrunerSettings, masked, open_storage
 from spkexp.resume import IMMATERIAL
+from spkexp.whole_file import write_secret
 
 SPACE, OVERRIDES = "space", "overrides"  # the study's attributes
 RUN_DIR, ERROR = "run_dir", "error"  # a trial's attributes

@@ -7,7 +7,7 @@ import polars as pl
 
 from spkexp.data.trial_lists import read_lines
 from spkexp.errors import UserError
-from spkexp.json_file import replacing
+from spkexp.whole_file import replacing
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spkexp.errors import UserError
-from spkexp.json_file import replacing
+from spkexp.whole_file import replacing
 
 KEY = "model.encoder.pretrained"
 DOWNLOADS = "https://download.pytorch.org/torchaudio/models"

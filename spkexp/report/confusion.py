@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spkexp.json_file import replacing, write_text
 from spkexp.scoring.classification import Classified
+from spkexp.whole_file import replacing, write_text
 
 _NUMBERED = 12  # up to so many classes the cells have room for numbers
 _NAMED = 80  # up to so many the axes have room for every name

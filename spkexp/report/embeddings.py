@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from spkexp.counter import generator, torch_seed
 from spkexp.errors import UserError
-from spkexp.json_file import replacing
 from spkexp.report.data_page import COLOURS
+from spkexp.whole_file import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spkexp.errors import UserError
-from spkexp.json_file import replacing, write_text
 from spkexp.scoring.trial_scores import TrialScores
+from spkexp.whole_file import replacing, write_text
 
 _SIDES = ("speaker", "path", "duration")  # what of a side is shown, as far as it is known
 

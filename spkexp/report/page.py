@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spkexp.json_file import write_text
 from spkexp.report.finding import counted, figure, finding, interval, p_text
+from spkexp.whole_file import write_text
 
 _PARTS = Path(__file__).with_name("page")
 # In the order in which they are read; they share one scope.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from spkexp.json_file import replacing
 from spkexp.report.data_page import COLOURS, STYLES
 from spkexp.scoring.metrics import Ranking, eer, eer_threshold
 from spkexp.scoring.trial_scores import TrialScores
+from spkexp.whole_file import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

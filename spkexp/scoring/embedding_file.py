@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spkexp.errors import UserError
-from spkexp.json_file import replacing
+from spkexp.whole_file import replacing
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spkexp.errors import UserError
-from spkexp.json_file import replacing
+from spkexp.whole_file import replacing
 
 # Rows written at once: bounds the memory beside the scores to some tens of MB.
 BLOCK = 65_536

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from spkexp.errors import UserError
-from spkexp.json_file import write_json, write_text
 from spkexp.report.comparison.det_curves import det_curves
 from spkexp.report.comparison.documents import latex, markdown
 from spkexp.report.comparison.effect_plots import main_effects_plot, parallel_coordinates
@@ -15,6 +14,7 @@ from spkexp.report.comparison.scatter import COSTS, against_cost
 from spkexp.report.comparison.spreadsheet import csv_text
 from spkexp.report.comparison.terminal import terminal_text
 from spkexp.report.page import write_page
+from spkexp.whole_file import write_json, write_text
 
 Content = dict[str, Any]
 _FILES: dict[str, str] = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spkexp.json_file import replacing, write_json, write_secret, write_text
+from spkexp.whole_file import replacing, write_json, write_secret, write_text
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
