@@ -16,6 +16,9 @@ import polars as pl
 import pytest
 import soundfile
 
+from tests.wandb_server import WandbServer, wandb_server
+from tests.wandb_tools import wandb_of_its_own
+
 # Of everything that is run here, in this process and in others; synthetic voices have a place of their own.
 os.environ["SPKEXP_CACHE"] = tempfile.mkdtemp(prefix="spkexp-cache-")
 atexit.register(shutil.rmtree, os.environ["SPKEXP_CACHE"], ignore_errors=True)
@@ -111,3 +114,19 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         return Done(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """wandb as on a machine that has never seen it; gives what sets its variables."""
+    with wandb_of_its_own(tmp_path, monkeypatch):
+        yield monkeypatch
+
+
+@pytest.fixture
+def wandb_service(own_wandb: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server on this machine, to which wandb has the address and a key."""
+    with wandb_server() as running:
+        own_wandb.setenv("WANDB_BASE_URL", running.url)
+        own_wandb.setenv("WANDB_API_KEY", "0" * 40)
+        yield running

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from spkexp.report.comparison.terminal import terminal_text
 from spkexp.report.dashboard import SAVE_SECONDS, tracked
 from spkexp.resume import fingerprint
 from spkexp.run_folder import create
-from tests.wandb_server import WandbServer, wandb_server
-from tests.wandb_tools import wandb_of_its_own
+from tests.wandb_server import WandbServer
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -291,29 +290,17 @@ def test_mistakes_on_the_command_line(tmp_path: Path, command: Command, monkeypa
     assert "reference=nowhere: no such run" in command("reference=nowhere")[2]
 
 
-@pytest.fixture
-def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    with wandb_of_its_own(tmp_path, monkeypatch):
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        yield monkeypatch
-
-
-@pytest.fixture
-def server(own_wandb: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with wandb_server() as running:
-        own_wandb.setenv("WANDB_BASE_URL", running.url)
-        yield running
-
-
 def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     sections = spec["section"]["panelBankConfig"]["sections"]
     return {section["name"]: section["panels"] for section in sections}
 
 
-def test_the_workspace_is_saved(three: list[Path], tmp_path: Path, command: Command, server: WandbServer) -> None:
+def test_the_workspace_is_saved(
+    three: list[Path], tmp_path: Path, command: Command, wandb_service: WandbServer
+) -> None:
     code, out, err = command(*three, "--wandb", f"workspace={tmp_path / 'view.json'}")
     assert (code, err) == (0, "")
-    (view,) = server.views
+    (view,) = wandb_service.views
     assert (view["entityName"], view["projectName"], view["type"]) == ("me", "spk", "project-view")
     assert view["displayName"] == "spkexp: 3 runs"
     assert out.splitlines()[-1].startswith("workspace: ")
@@ -349,16 +336,16 @@ def test_the_workspace_is_saved(three: list[Path], tmp_path: Path, command: Comm
 
 
 def test_groups_of_a_sweep_and_the_whole_project(
-    tmp_path: Path, command: Command, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, command: Command, wandb_service: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["tracking.wandb=online", "tracking.group=sweep-7", "tracking.project=p"]
     run = make_run(tmp_path / "runs" / "day" / "a", overrides, {"test": entry(0.2)})
     monkeypatch.chdir(tmp_path)
     assert command(run, "--wandb")[0] == 0
     assert command("--wandb")[0] == 0
-    of_group, of_all = server.views
+    of_group, of_all = wandb_service.views
     assert of_group["entityName"] == "me"  # of the login, for the run names none
-    filters = [json.loads(view["spec"])["section"]["runSets"][0]["filters"]["filters"] for view in server.views]
+    filters = [json.loads(view["spec"])["section"]["runSets"][0]["filters"]["filters"] for view in wandb_service.views]
     assert [(f["key"]["name"], f["value"]) for f in filters[0]] == [("group", ["sweep-7"])]
     assert filters[1] == []
     assert (of_group["displayName"], of_all["displayName"]) == ("spkexp: Runs of sweep-7", "spkexp: all runs")
@@ -373,13 +360,13 @@ def test_groups_of_a_sweep_and_the_whole_project(
 
 
 def test_without_a_network_or_an_answer_it_ends_soon(
-    three: list[Path], tmp_path: Path, command: Command, server: WandbServer, own_wandb: pytest.MonkeyPatch
+    three: list[Path], tmp_path: Path, command: Command, wandb_service: WandbServer, own_wandb: pytest.MonkeyPatch
 ) -> None:
     own_wandb.setattr(dashboard, "SAVE_SECONDS", 1.0)
     import wandb
 
     assert wandb.login(prompt=False)  # the key is known to be good, and then the server falls silent
-    server.silent.set()
+    wandb_service.silent.set()
     begin = time.monotonic()
     code, out, err = command(three[0], "--wandb")
     assert code == 2

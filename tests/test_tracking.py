@@ -5,10 +5,7 @@ import logging
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ from omegaconf import OmegaConf
 from spkexp import wandb_run
 from spkexp.sections import Tracking
 from spkexp.tracking import Tracker
-from tests.wandb_tools import items, of_kind, records, wandb_of_its_own
+from tests.wandb_server import WandbServer
+from tests.wandb_tools import items, of_kind, records
 
 CONFIG = OmegaConf.create({"seed": 7, "trainer": {"epochs": 3}})
 VALIDATED = {"epoch": 1.5, "val": {"eer": 0.25, "min_dcf": {"0.01": 0.5}}}
@@ -96,12 +94,6 @@ def test_off_never_imports_wandb(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
-
-
-@pytest.fixture
-def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    with wandb_of_its_own(tmp_path, monkeypatch):
-        yield monkeypatch
 
 
 def check_offline_run(folder: Path) -> None:
@@ -201,44 +193,17 @@ def test_online_where_the_server_never_answers(
     assert seconds < 6
 
 
-class Sulking(BaseHTTPRequestHandler):
-    """Accepts the key and then answers nothing more."""
-
-    over = threading.Event()
-
-    def do_POST(self) -> None:
-        query = self.rfile.read(int(self.headers["Content-Length"]))
-        if b"query Viewer" not in query:
-            self.over.wait(20)
-            return
-        viewer = {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-        answer = json.dumps({"data": {"viewer": viewer}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 def test_online_where_the_server_falls_silent_after_the_key(
-    tmp_path: Path, own_wandb: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    own_wandb: pytest.MonkeyPatch,
+    wandb_service: WandbServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     own_wandb.setattr(wandb_run, "INIT_SECONDS", 1.0)
-    own_wandb.setenv("WANDB_API_KEY", "0" * 40)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sulking)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    own_wandb.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    try:
-        seconds = log_and_close(tmp_path / "run ü", "online")
-    finally:
-        Sulking.over.set()
-        server.shutdown()
-        server.server_close()
+    wandb_service.but_for = b"query Viewer"
+    wandb_service.silent.set()
+    seconds = log_and_close(tmp_path / "run ü", "online")
     check_fell_back(tmp_path / "run ü", caplog, "POST http://127.0.0.1")
     assert 1 <= seconds < 6
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from spkexp.report.confusion import confusion_plot
 from spkexp.scoring.verification import Scored
 from spkexp.sections import Tracking
 from spkexp.tracking import Tracker
-from tests.wandb_server import WandbServer, wandb_server
-from tests.wandb_tools import items, of_kind, read, records, steps, wandb_of_its_own
+from tests.wandb_server import WandbServer
+from tests.wandb_tools import items, of_kind, read, records, steps
 
 NAMES = {"model": "ecapa_small", "data": "synthetic"}
 CONFIG = OmegaConf.create({"names": NAMES, "loss": {"_target_": "spkexp.losses.margin.AAMSoftmax"}, "seed": 3})
@@ -48,18 +48,10 @@ RESULTS: dict[str, Any] = {
 
 
 @pytest.fixture
-def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    with wandb_of_its_own(tmp_path, monkeypatch):
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        yield monkeypatch
-
-
-@pytest.fixture
-def server(own_wandb: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with wandb_server() as running:
-        own_wandb.setenv("WANDB_BASE_URL", running.url)
-        yield running
+def own_wandb(own_wandb: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """With a key."""
+    own_wandb.setenv("WANDB_API_KEY", "0" * 40)
+    return own_wandb
 
 
 def tracker(folder: Path, mode: str, resume_step: int | None = None, config: Any = CONFIG) -> Tracker:
@@ -109,8 +101,8 @@ def sync(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def server_steps(server: WandbServer) -> list[int]:
-    (run,) = server.runs.values()
+def server_steps(wandb_service: WandbServer) -> list[int]:
+    (run,) = wandb_service.runs.values()
     return [line["step"] for line in run.history]
 
 
@@ -142,7 +134,7 @@ def test_only_the_main_process_has_a_run(tmp_path: Path, own_wandb: pytest.Monke
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_run_that_was_killed_and_resumed_offline_is_synced_whole(tmp_path: Path, server: WandbServer) -> None:
+def test_a_run_that_was_killed_and_resumed_offline_is_synced_whole(tmp_path: Path, wandb_service: WandbServer) -> None:
     folder = tmp_path / "run ü"
     log_and_be_killed(folder, 7)
     another_second()
@@ -154,29 +146,29 @@ def test_a_run_that_was_killed_and_resumed_offline_is_synced_whole(tmp_path: Pat
     assert steps(read(second)) == list(range(1, 10))
     assert [file.with_name(f"{file.name}.synced").exists() for file in (first, second)] == [True, False]
     sync(folder)
-    assert server_steps(server) == list(range(1, 10))
-    (run,) = server.runs.values()
+    assert server_steps(wandb_service) == list(range(1, 10))
+    (run,) = wandb_service.runs.values()
     assert (run.summary["step"], run.exit_code) == (9, 0)
-    assert server.unknown == []
+    assert wandb_service.unknown == []
 
 
-def test_syncing_between_segments_loses_nothing(tmp_path: Path, server: WandbServer) -> None:
+def test_syncing_between_segments_loses_nothing(tmp_path: Path, wandb_service: WandbServer) -> None:
     """The server puts what comes first into the place of what is first there, as wandb's users have met it."""
     folder = tmp_path / "run"
     track = tracker(folder, "offline")
     log_steps(track, 1, 4)
     track.close()
     sync(folder)
-    server.overwrites = True
+    wandb_service.overwrites = True
     another_second()
     track = tracker(folder, "offline", resume_step=3)
     log_steps(track, 4, 6)
     track.close()
     sync(folder)
-    assert server_steps(server) == [1, 2, 3, 4, 5, 6]
+    assert server_steps(wandb_service) == [1, 2, 3, 4, 5, 6]
 
 
-def test_online_the_way_from_the_checkpoint_is_logged_once(tmp_path: Path, server: WandbServer) -> None:
+def test_online_the_way_from_the_checkpoint_is_logged_once(tmp_path: Path, wandb_service: WandbServer) -> None:
     folder = tmp_path / "run"
     track = tracker(folder, "online")
     log_steps(track, 1, 7)
@@ -186,30 +178,30 @@ def test_online_the_way_from_the_checkpoint_is_logged_once(tmp_path: Path, serve
     log_steps(track, 4, 9)
     track.close()
     # Whether the server has all lines of its last step cannot be known, so that one comes again.
-    assert server_steps(server) == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
-    assert server.runs.popitem()[1].exit_code == 0
+    assert server_steps(wandb_service) == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
+    assert wandb_service.runs.popitem()[1].exit_code == 0
 
 
-def test_what_was_tracked_offline_comes_online_with_the_next_start(tmp_path: Path, server: WandbServer) -> None:
+def test_what_was_tracked_offline_comes_online_with_the_next_start(tmp_path: Path, wandb_service: WandbServer) -> None:
     folder = tmp_path / "run"
     for mode, first, last in (("online", 1, 3), ("offline", 4, 6), ("online", 7, 8)):
         another_second()
         track = tracker(folder, mode, resume_step=first - 1)
         log_steps(track, first, last)
         track.close()
-    assert server_steps(server) == [1, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert server_steps(wandb_service) == [1, 2, 3, 3, 4, 5, 6, 7, 8]
     offline = folder.glob("wandb/offline-run-*/*.wandb")
     assert [file.with_name(f"{file.name}.synced").exists() for file in offline] == [True]
 
 
 def test_the_end_does_not_wait_for_a_server_that_fell_silent(
-    tmp_path: Path, server: WandbServer, own_wandb: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, wandb_service: WandbServer, own_wandb: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     patience = wandb_run.FINISH_SECONDS
     own_wandb.setattr(wandb_run, "FINISH_SECONDS", 1.0)
     track = tracker(tmp_path / "run", "online")
-    server.silent.set()
+    wandb_service.silent.set()
     log_steps(track, 1, 3)
     begin = time.monotonic()
     track.close()

@@ -33,6 +33,7 @@ class WandbServer(ThreadingHTTPServer):
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []  # queries that it had no answer to
         self.silent = threading.Event()  # while set, requests are accepted and not answered
+        self.but_for: bytes | None = None  # but for those with this in them
         self.over = threading.Event()
         self.overwrites = False  # an upsert of a known run is answered as if the run had no history yet
 
@@ -58,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.silent.is_set():
+        if self.server.silent.is_set() and (self.server.but_for is None or self.server.but_for not in body):
             self.server.over.wait(60)
             return
         if self.path.endswith("/file_stream"):
