@@ -97,9 +97,9 @@ def digest(file: Path) -> str:
 
 def verify(folder: Path, wanted: Collection[str]) -> str | None:
     """What is wrong with the files `wanted` of a sealed folder, in words; None: nothing, or it is not sealed."""
-    before = _identity(folder)
+    before = identity(folder)
     wrong = next(_wrong(folder, wanted), None)
-    if wrong is not None and _identity(folder) != before:  # a training that goes on replaced the folder meanwhile
+    if wrong is not None and identity(folder) != before:  # a training that goes on replaced the folder meanwhile
         wrong = next(_wrong(folder, wanted), None)
     return wrong
 

@@ -180,14 +180,14 @@ class _Watch:
 
     def _position_of(self, last: Path) -> _Position | None:
         """None where it cannot be read, which a warning says once unless the run replaces the checkpoint just now."""
-        identity = _identity(last)
+        identity = durable.identity(last)
         if identity is None or identity == self._known[0]:
             return self._known[1] if identity else None
         try:
             position = _read_position(last)
         except UserError as error:
             time.sleep(_BETWEEN_TRIES)
-            if _identity(last) == identity:
+            if durable.identity(last) == identity:
                 log.warning("%s; waiting for the next checkpoint", error)
                 self._known = (identity, None)
             return None
@@ -197,7 +197,7 @@ class _Watch:
     def _take(self, last: Path) -> bool:
         """Put the checkpoint `last` aside as `candidate`, so that the run may replace it; whether that succeeded."""
         wrong: str | None = None
-        identity = _identity(last)
+        identity = durable.identity(last)
         for _ in range(_TRIES):
             shutil.rmtree(self.candidate, ignore_errors=True)
             self.candidate.mkdir(parents=True)
@@ -213,7 +213,7 @@ class _Watch:
                 return True
             time.sleep(_BETWEEN_TRIES)
         shutil.rmtree(self.candidate, ignore_errors=True)
-        if _identity(last) == identity:
+        if durable.identity(last) == identity:
             log.warning("%s: %s; waiting for the next checkpoint", last, wrong)
             self._known = (identity, None)
         return False
@@ -232,15 +232,6 @@ class _Watch:
                 self.run,
             )
             self._said_dead = True
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Another one for every checkpoint that takes the folder's name."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _read_position(folder: Path) -> _Position:
