@@ -16,7 +16,8 @@ from rich.table import Table
 
 from spkexp.config import config_folder
 from spkexp.errors import UserError
-from spkexp.report.calibration import calibration_plot, calibration_table, weights_table
+from spkexp.report.calibration import calibration_plot, weights_table
+from spkexp.report.ratios import calibration_table
 from spkexp.scoring.calibrate import SCORE, calibrate
 from spkexp.scoring.summary import rates
 from spkexp.scoring.trial_scores import TrialScores
@@ -108,6 +109,14 @@ def _calibrate(request: Request, systems: Sequence[System], output: Path) -> Non
     results = _results(systems)
     before: dict[str, Any] = {}
     tables: list[Table | str] = []
+    for system in systems:
+        for name in (request.on, *request.trials):
+            if system.results.get("trials", {}).get(name, {}).get("calibration"):
+                raise UserError(
+                    f"{system.folder}: its scores of {name} are log-likelihood ratios already, learnt with "
+                    f"scoring.calibration; score it without: python -m spkexp.evaluate model={system.folder} "
+                    "scoring.calibration=null output=DIR, and give DIR"
+                )
     for trials in request.trials:
         found = [_scores(system, trials) for system in systems]
         ratios, fitted = calibrate(
@@ -130,7 +139,7 @@ def _calibrate(request: Request, systems: Sequence[System], output: Path) -> Non
             for system, own in zip(systems, found, strict=True)
         }
         rows = {**before[trials], "fused" if fused else "calibrated": after}
-        tables.append(calibration_table(f"{trials}: {len(ratios):,} trials", rows))
+        tables.append(calibration_table(f"{trials}: {len(ratios):,} trials", "system", rows))
         shown = {"fused": ratios} if fused else {"before": found[0], "calibrated": ratios}
         curves = {name: (one.score, ratios.target) for name, one in shown.items()}
         calibration_plot(output / "plots" / f"calibration-{trials}.png", curves)

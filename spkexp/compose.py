@@ -1,7 +1,7 @@
 """What a command line composes: conf/ with the overrides applied, and every mistake in them in our words."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -70,7 +70,8 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir: {config_dir} is no folder"])
     with _hydra(config_dir):
-        parsed, mistakes = _parse(arguments)
+        loader = GlobalHydra.instance().config_loader()
+        parsed, mistakes = parse_overrides(arguments, OverridesParser.create(config_loader=loader))
         if multirun:
             checked, unfit = _check_jobs(parsed)
             mistakes += unfit
@@ -116,8 +117,8 @@ def _forget_namesakes() -> None:
         registered.get(file.parent.name, {}).pop(file.name, None)
 
 
-def _parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+def parse_overrides(arguments: Sequence[str], parser: OverridesParser) -> tuple[list[Override], list[str]]:
+    """(what could be read, the mistakes in the others)."""
     parsed, mistakes = [], []
     for argument in arguments:
         key, _, value = argument.partition("=")

@@ -22,6 +22,7 @@ from spkexp.data.staging import staged
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.scoring.normalise import overlap
+from spkexp.scoring.trial_scores import RESERVED
 from spkexp.sections import Scoring
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,12 @@ def data(cfg: DictConfig) -> Data:
 def kept_columns(cfg: DictConfig) -> list[str]:
     """The columns of the manifest that reports want beside those that every evaluation set has."""
     asked = dict.fromkeys([*cfg.scoring.conditions, cfg.scoring.colour_by])
-    return [name for name in asked if name not in ("id", "path", "duration", SPEAKER)]
+    if taken := [name for name in asked if name in ("id", "path", *RESERVED)]:
+        raise UserError(
+            f"scoring.conditions, scoring.colour_by: {taken[0]!r} is no condition; where the manifest has such a "
+            "column, rename it"
+        )
+    return [name for name in asked if name not in ("duration", SPEAKER)]
 
 
 def background(
@@ -137,8 +143,11 @@ def background(
     else:
         listed = _manifest(wanted.manifest, None if cfg.data.root is None else Path(cfg.data.root).expanduser())
         cache = Path(cfg.data.cache_dir).expanduser()
-        known = distributed.main_first(lambda: prepare(listed, cache, keep=False))
-        found, _ = usable(known.table, known.facts.get("broken", []), cfg.data.on_error, cfg.data.max_bad_fraction)
+        try:
+            known = distributed.main_first(lambda: prepare(listed, cache, keep=False))
+            found, _ = usable(known.table, known.facts.get("broken", []), cfg.data.on_error, cfg.data.max_bad_fraction)
+        except UserError as error:
+            raise UserError(str(error).replace("data.manifest", "scoring.cohort.manifest")) from error
     if SPEAKER not in found.columns or found[SPEAKER].null_count():
         raise UserError(
             "scoring.cohort: not every utterance of its table has a speaker; scoring.cohort.manifest=FILE names another"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spkexp.arguments import parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
@@ -36,7 +36,9 @@ KEYS
   scoring=NAME     as_norm, plda or default in place of the run's own scoring
   scoring.KEY=…    any key of it; conf/scoring/default.yaml explains them all
   data.root=DIR    where the audio lies; default: as in the run
-  output=DIR       where results go; default: the run folder
+  output=DIR       where results go; default: the run folder, and with other
+                   scores than its own a folder below RUN/scoring/, which
+                   compare takes as a run
   device=auto      auto, cpu or cuda
   trust=PACKAGE    a package of yours whose classes the run's model may name
   watch=true       while the run trains: score its checkpoints as they come, on
@@ -45,8 +47,7 @@ KEYS
 
 EXAMPLES
   python -m spkexp.evaluate model=RUN trials=veri_test2.txt scoring=as_norm
-  python -m spkexp.evaluate model=RUN scoring.backend=plda \
-      scoring.plda.lda_size=128 output=plda
+  python -m spkexp.evaluate model=RUN scoring=plda scoring.plda.lda_size=128
   python -m spkexp.evaluate model=RUN scoring.calibration=val \
       "scoring.quality=[duration,magnitude]" "scoring.conditions=[gender]"
   python -m spkexp.evaluate model=RUN trials=long.txt scoring.window=4
@@ -74,8 +75,16 @@ class Arguments(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     trust: Text | None = None
     watch: bool = False
-    every: PositiveInt = 1
+    every: PositiveInt | None = None
     scoring: list[str] = []
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Arguments":
+        if self.watch and self.output is not None:
+            raise ValueError("output: a watch writes into the run's folder, RUN/watch/; leave it out")
+        if not self.watch and self.every is not None:
+            raise ValueError("every: is how often a watch validates; give watch=true, too")
+        return self
 
 
 def main() -> None:
@@ -95,7 +104,7 @@ def main() -> None:
         )
         with distributed.processes(arguments.device) as device:
             if arguments.watch:
-                validate(Path(arguments.model), request, arguments.every, device)
+                validate(Path(arguments.model), request, arguments.every or 1, device)
             else:
                 evaluate(Path(arguments.model), request, Path(arguments.output) if arguments.output else None, device)
 

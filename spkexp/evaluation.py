@@ -9,32 +9,31 @@ from typing import Any
 
 import polars as pl
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ValidationError
 
 from spkexp import build, checkpoint, corpus, distributed
-from spkexp.compose import compose_config
-from spkexp.config import describe_error
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
 from spkexp.data.utterances import Utterances
-from spkexp.errors import ConfigError, UserError
+from spkexp.errors import UserError
 from spkexp.models.speaker import SpeakerModel
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
 from spkexp.report.table import results_table
+from spkexp.rescoring import name_of, overridden
 from spkexp.resume import with_todays_keys
 from spkexp.scoring.classification import classify, closed_set, largest_class, summarise_classes
 from spkexp.scoring.summary import error_rates_of
+from spkexp.scoring.system import System
 from spkexp.scoring.verification import Extraction, Policy, Scored, score
-from spkexp.sections import Config, Scoring
+from spkexp.sections import Scoring
 from spkexp.trial_results import check_reports, write_trials
 from spkexp.watch import watch
-from spkexp.whole_file import write_json
+from spkexp.whole_file import write_json, write_text
 
 log = logging.getLogger(__name__)
+_OF_TRAINING = ("loss", "accuracy", "untrained")  # what a run says of a list and no later scoring changes
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class Evaluation:
         if request.root is not None:
             cfg.data.root = request.root
         cfg.data.stage_dir = None  # an evaluation reads each file once: no copy of the corpus is worth it
-        cfg.scoring = _scoring(cfg.scoring, request.scoring)
+        cfg.scoring = overridden(cfg.scoring, request.scoring)
+        self.cfg = cfg
         self.train: Utterances | None = None
         own: dict[str, EvaluationSet] = {}
         on = cfg.scoring.calibration
@@ -97,11 +97,11 @@ class Evaluation:
         self.extraction = Extraction(corpus.reading(cfg), self.settings, policy, workers)
         if not self.reported:
             raise UserError(f"{source}: the run's data has no {' or '.join(names)} trials; give trials=FILE")
-        check_reports(self.settings, self.sets)
+        check_reports(self.settings, self.sets, cfg.data.label)
 
     def scored(self, model: SpeakerModel) -> dict[str, Scored]:
         """By all processes together. Raises UserError."""
-        system = self.extraction.system(model, self.background)
+        system = System(self.settings, self.extraction.background(model, self.background))
         wanted = {*self.reported, self.settings.calibration}
         return {
             name: score(which, self.extraction.embeddings(model, name, which.utterances), system)
@@ -115,9 +115,13 @@ def evaluate(source: Path, request: Request, output: Path | None, device: torch.
     model, cfg, folder = build.trained_model(source, request.trust)
     model.to(device)
     evaluation = Evaluation(source, cfg, folder, request, device)
-    # The results of a run are those of its best checkpoint; one that is named itself keeps its own.
-    output = output or Path(source).expanduser()
-    results = _earlier(output, cfg, sum(p.numel() for p in model.parameters()))
+    # The results of a run are those of its best checkpoint; one that is named itself keeps its own. Other scores than
+    # those that the run is configured for are another system's, which compare takes as one.
+    own = Path(source).expanduser()
+    name = name_of(request.scoring)
+    output = output or (own if name is None else own / "scoring" / name)
+    distributed.decided_by_main(lambda: _make(output))
+    results = _earlier(output, own, cfg, sum(p.numel() for p in model.parameters()))
     scored = evaluation.scored(model)
     if not distributed.is_main():
         return
@@ -126,7 +130,7 @@ def evaluate(source: Path, request: Request, output: Path | None, device: torch.
     entries, scores = write_trials(output, scored, settings, verified)
     for name, entry in entries.items():
         before = results["trials"].get(name, {}) if "eer" in entry else {}
-        results["trials"][name] = before | entry
+        results["trials"][name] = {key: before[key] for key in _OF_TRAINING if key in before} | entry
         det_plot(output / "plots" / f"det-{name}.png", {name: scores[name]})
     for name in evaluation.reported:
         if name in verified or train is None:
@@ -138,6 +142,8 @@ def evaluate(source: Path, request: Request, output: Path | None, device: torch.
         answers = classify(head.to(device), scored[name], cfg.data.label, classes, device)
         results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(train))
         write_classified(output, answers, settings.save_scores)
+    if output.resolve() != own.resolve():
+        write_text(output / checkpoint.CONFIG, OmegaConf.to_yaml(evaluation.cfg))
     write_json(output / "results.json", results)
     print(results_table(results | {"trials": {name: results["trials"][name] for name in evaluation.reported}}))
     print(f"results: {output / 'results.json'}")
@@ -155,48 +161,40 @@ def validate(run: Path, request: Request, every: int, device: torch.device) -> N
         model, cfg, _ = build.trained_model(folder, request.trust)
         if evaluation is None:
             evaluation = Evaluation(run, cfg, folder, request, device, ("val",))
+            (found,) = (evaluation.sets[name] for name in evaluation.reported)
+            if found.trials is not None and found.trials.target is None:
+                raise UserError(f"{request.trials}: has no labels, so it cannot tell which epoch is the best")
         (name,) = evaluation.reported
         scored = evaluation.scored(model.to(device))[name]
         head = build.trained_head(cfg, folder, model.embedding_size, request.trust)
-        found = error_rates_of(scored, evaluation.settings)
+        metrics = error_rates_of(scored, evaluation.settings)
         if head is not None and request.trials is None:
             classes = checkpoint.load_labels(folder)
-            found |= closed_set(head.to(device), scored, cfg.data.label, classes, device, 0)
-        if not found:
-            raise UserError(f"{request.trials}: has no labels, so it cannot tell which epoch is the best")
-        return found
+            metrics |= closed_set(head.to(device), scored, cfg.data.label, classes, device, 0)
+        return metrics
 
     watch(run.expanduser(), request.trials.stem if request.trials else "val", every, measure)
 
 
-def _scoring(own: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
-    """The run's section `scoring` with what the command line says: scoring=NAME, scoring.KEY=VALUE."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "scoring":
-            own = compose_config([override]).scoring
-        else:
-            OmegaConf.update(own, key.removeprefix("scoring."), yaml.safe_load(value), force_add=True)
+def _make(output: Path) -> None:
+    """Before anything is scored: a folder that cannot be written is found now."""
     try:
-        Scoring.model_validate(OmegaConf.to_container(own))
-    except ValidationError as error:
-        mistakes = [describe_error(".".join(map(str, ("scoring", *e["loc"]))), e, Config) for e in error.errors()]
-        raise ConfigError(mistakes) from error
-    return own
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be written: {error.strerror}; name another folder") from error
 
 
-def _earlier(output: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
-    """The results that `output` has already, else a beginning of them."""
-    file = output / "results.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    return {
-        "model": cfg.names.model,
-        "data": cfg.names.data,
-        "seed": cfg.seed,
-        "parameters": parameters,
-        "trials": {},
-    }
+def _earlier(output: Path, source: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
+    """The results that `output` has already, else a beginning of them: what the run at `source` says of itself."""
+    found = {"model": cfg.names.model, "data": cfg.names.data, "seed": cfg.seed, "parameters": parameters}
+    for file, whole in ((output / "results.json", True), (source / "results.json", False)):
+        if file.is_file():
+            try:
+                earlier = json.loads(file.read_text(encoding="utf-8"))
+                return earlier if whole else earlier | {"trials": {}}
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{file}: cannot be read ({error}); remove it, or give output=DIR") from error
+    return found | {"trials": {}}
 
 
 def _listed(

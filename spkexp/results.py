@@ -49,8 +49,7 @@ def write_results(
     chosen = _load_best(folder, step)
     with stop.asked():  # the processes score together, and stop together
         try:
-            system = scorer.system(step.model, stop)
-            scored = {name: scorer.score(step.model, which, system, stop) for name, which in data.evaluation.items()}
+            scored = scorer.score(step.model, data.evaluation, stop)
             classified = scorer.classify(step.head, scored)
             closed = {
                 name: scorer.closed_set(step.head, found, chosen.step)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import numerics
+from spkexp import distributed, numerics
 from spkexp.data.evaluation_set import EvaluationSet
 from spkexp.data.load import Data
 from spkexp.losses.head import Loss
@@ -30,27 +30,33 @@ class Scorer:
     def __init__(self, cfg: DictConfig, data: Data, labels: list[str], device: torch.device, workers: int) -> None:
         """labels: the classes of the head, in the order of its outputs; workers: processes that read."""
         self.settings = Scoring.model_validate(OmegaConf.to_container(cfg.scoring))
-        check_reports(self.settings, data.evaluation)
+        check_reports(self.settings, data.evaluation, cfg.data.label)
         policy = Policy(cfg.data.on_error, cfg.data.max_bad_fraction)
         self.extraction = Extraction(data.reading, self.settings, policy, workers)
         self.label, self.data, self.labels, self.device = cfg.data.label, data, labels, device
 
-    def system(self, model: SpeakerModel, should_stop: Callable[[], bool] = _never) -> System:
-        """What turns embeddings of `model` into scores. Raises UserError, and Interrupted."""
-        with numerics.varying_lengths():
-            return self.extraction.system(model, self.data.background, should_stop)
-
     def score(
-        self,
-        model: SpeakerModel,
-        evaluation: EvaluationSet,
-        system: System,
-        should_stop: Callable[[], bool] = _never,
-    ) -> Scored:
-        """Raises UserError, and Interrupted."""
+        self, model: SpeakerModel, evaluation: Mapping[str, EvaluationSet], should_stop: Callable[[], bool] = _never
+    ) -> dict[str, Scored]:
+        """By name; the processes embed together, and the main one scores: the others have the embeddings alone.
+
+        Raises UserError, and Interrupted.
+        """
         with numerics.varying_lengths():
-            embeddings = self.extraction.embeddings(model, evaluation.name, evaluation.utterances, should_stop)
-        return score(evaluation, embeddings, system)
+            verified = any(which.trials is not None for which in evaluation.values())
+            behind = self.extraction.background(model, self.data.background if verified else None, should_stop)
+            embedded = {
+                name: self.extraction.embeddings(model, name, which.utterances, should_stop)
+                for name, which in evaluation.items()
+            }
+        found = {name: Scored(which, embedded[name], None, None, 0) for name, which in evaluation.items()}
+
+        def verify() -> None:
+            system = System(self.settings, behind)
+            found.update({name: score(which, embedded[name], system) for name, which in evaluation.items()})
+
+        distributed.decided_by_main(verify)
+        return found
 
     def evaluate(
         self,
@@ -63,12 +69,11 @@ class Scorer:
 
         at: optimizer step, whose margin the loss has.
         """
-        system = self.system(step.model, should_stop)
-        scored = {name: self.score(step.model, which, system, should_stop) for name, which in evaluation.items()}
-        return {
-            name: error_rates_of(found, self.settings) | self.closed_set(step.head, found, at)
-            for name, found in scored.items()
-        }
+        scored = self.score(step.model, evaluation, should_stop)
+        rates = distributed.decided_by_main(
+            lambda: {name: error_rates_of(found, self.settings) for name, found in scored.items()}
+        )
+        return {name: rates[name] | self.closed_set(step.head, found, at) for name, found in scored.items()}
 
     def closed_set(self, loss: Loss, scored: Scored, at: int) -> dict[str, float]:
         """Loss and accuracy of the loss's classifier; {} where it has none, or does not know the speakers."""

@@ -138,8 +138,8 @@ class Cohort(Section):
 class Scoring(Section):
     p_targets: Annotated[list[Annotated[float, Ge(1e-9), Le(1 - 1e-9)]], Len(1)]
     batch_seconds: Positive
-    window: Positive | None
-    window_step: Positive | None
+    window: Annotated[float, Ge(0.1)] | None
+    window_step: Annotated[float, Ge(0.01)] | None
     precision: Literal["fp32", "bf16"]
     backend: Literal["cosine", "plda"]
     plda: Plda
@@ -170,6 +170,10 @@ class Scoring(Section):
             raise ValueError("window_step must be at most window, or parts of an utterance would not be heard")
         if self.quality and self.calibration is None:
             raise ValueError("quality is what calibration takes in beside the score; give scoring.calibration=val, too")
+        if self.normalise == "as" and self.cohort.top_n < 2:
+            raise ValueError("cohort.top_n: a deviation needs at least 2 speakers")
+        if self.plda.rank is not None and self.plda.kind == "two_covariance":
+            raise ValueError("plda.rank: is of the subspace of plda.kind=simplified; two_covariance has none")
         if "cohort_mean" in self.quality and self.normalise is None:
             raise ValueError("quality: cohort_mean needs a cohort; give scoring.normalise=as, too")
         return self

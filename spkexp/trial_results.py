@@ -1,27 +1,51 @@
 """What an evaluation leaves of scored trials: figures, scores, embeddings and pictures."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spkexp.data.classes import SPEAKER
 from spkexp.data.evaluation_set import EvaluationSet
+from spkexp.data.trials import Trials
 from spkexp.errors import UserError
 from spkexp.report.embeddings import check_method
 from spkexp.report.pictures import write_pictures
 from spkexp.scoring.calibrate import Calibration, calibrate
+from spkexp.scoring.conditions import groups
 from spkexp.scoring.embedding_file import write_embeddings
 from spkexp.scoring.summary import entry_of
+from spkexp.scoring.system import Scores
 from spkexp.scoring.trial_scores import TrialScores
 from spkexp.scoring.verification import Scored
 from spkexp.sections import Scoring
 
+log = logging.getLogger(__name__)
 
-def check_reports(settings: Scoring, evaluation: Mapping[str, EvaluationSet]) -> None:
-    """Raise UserError where `write_trials` could not do what the settings ask for: before hours of work, not after."""
+
+def check_reports(settings: Scoring, evaluation: Mapping[str, EvaluationSet], label: str) -> None:
+    """Raise UserError where `write_trials` could not do what the settings ask for: before hours of work, not after.
+
+    label: what was learnt; of another than the speaker nothing is verified, and a line says which settings have no use.
+    """
     if settings.projection is not None:
         check_method(settings.projection)
+    if label != SPEAKER and all(found.trials is None for found in evaluation.values()):
+        asked = {
+            "normalise": settings.normalise is not None,
+            "calibration": settings.calibration is not None,
+            "conditions": bool(settings.conditions),
+            "save_embeddings": settings.save_embeddings is not None,
+            "backend": settings.backend == "plda",
+        }
+        if unused := [f"scoring.{key}" for key, value in asked.items() if value]:
+            log.warning("%s: no use with data.label=%s, whose classes no trials verify", ", ".join(unused), label)
+        return
+    for found in evaluation.values():
+        if found.trials is not None and found.trials.target is not None and settings.conditions:
+            _check_conditions(found, found.trials, settings.conditions)
     on = settings.calibration
     if on is None:
         return
@@ -33,8 +57,18 @@ def check_reports(settings: Scoring, evaluation: Mapping[str, EvaluationSet]) ->
         if both:
             raise UserError(
                 f"scoring.calibration={on}: {len(both)} of its speakers are in {name}, too, such as {both[0]}, and a "
-                "calibration on the speakers under test flatters; data.split.by=speaker keeps them apart"
+                "calibration on the speakers under test flatters; data.split.by=speaker keeps a run's own lists apart, "
+                "scoring.calibration=null does without"
             )
+
+
+def _check_conditions(evaluation: EvaluationSet, trials: Trials, columns: Sequence[str]) -> None:
+    """Raise UserError where a column has more values than a report could list."""
+    nothing = Scores(np.zeros(len(trials), dtype=np.float32), None, None)
+    embeddings = np.ones((len(evaluation.utterances), 1), dtype=np.float32)
+    scores = Scored(evaluation, embeddings, trials, nothing, 0).trial_scores
+    for column in columns:
+        groups(scores, column)
 
 
 def write_trials(

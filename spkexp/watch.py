@@ -55,6 +55,7 @@ def watch(run: Path, name: str, every: int, measure: Measure, poll_seconds: floa
             task.load()
 
         distributed.decided_by_main(begin)
+        log.info("%s: its checkpoint of every %s is validated on %s as it comes", run, _epochs(every), name)
         try:
             while True:
                 candidate, over = distributed.decided_by_main(task.next)
@@ -71,6 +72,10 @@ def watch(run: Path, name: str, every: int, measure: Measure, poll_seconds: floa
                 shutil.rmtree(task.candidate, ignore_errors=True)
             if distributed.is_main() and task.entries:
                 print(validations_table(task.entries, task.best["step"] if task.best else None), flush=True)
+
+
+def _epochs(every: int) -> str:
+    return "epoch" if every == 1 else f"{every} epochs"
 
 
 class _Position(NamedTuple):

@@ -5,6 +5,7 @@ import pytest
 
 from spkexp.scoring import identification as module
 from spkexp.scoring.identification import identification, leave_one_out, top_k
+from spkexp.scoring.plda import Plda
 from spkexp.scoring.projection import Cosine, Projected
 
 
@@ -76,14 +77,25 @@ def test_against_a_loop_over_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_is_compared_with_whom() -> None:
     embeddings = np.array([[2, 0], [0, 3], [1, 0], [np.nan, 0], [0, 5]], dtype=np.float32)
     parts = leave_one_out(embeddings, np.array([4, 4, 9, 9, 4]))
-    np.testing.assert_allclose(parts.gallery, [[1 / 3, 2 / 3], [1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(parts.gallery, [[10 / 9, 20 / 9], [1, 0]], rtol=1e-6)  # (1/3, 2/3) × 10/3
     assert parts.probe.tolist() == [0, 1, 4]  # the second speaker has one utterance that can be read: a distractor
     assert parts.expected.tolist() == [0, 0, 0]
-    np.testing.assert_allclose(parts.own, [[0, 1], [0.5, 0.5], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(parts.own, [[0, 4], [1.75, 1.75], [1.25, 1.25]], rtol=1e-6)
     assert parts.skipped == 2
     # [2, 0] is as the other's model and unlike its own; the others are nearer to their own.
     expected = {"speakers": 2, "probes": 3, "skipped": 2, "top1": pytest.approx(2 / 3)}
     assert identification(embeddings, np.array([4, 4, 9, 9, 4]), Cosine()) == expected
+
+
+def test_the_scale_of_the_embeddings_is_no_matter() -> None:
+    embeddings, speaker = voices(3, 40, 6)
+    found = []
+    for scale in (0.2, 1.0, 20.0):
+        rows = (scale * embeddings).astype(np.float32)
+        plda = Plda.fit(rows, speaker, "two_covariance", None, 5, None, whiten=False, length_norm=True)
+        found.append(identification(rows, speaker, plda))
+    assert found[0] == found[1] == found[2]
+    assert 0.2 < found[0]["top1"] < 1.0
 
 
 def test_nothing_to_identify() -> None:

@@ -25,7 +25,7 @@ COMMANDS = (
 # From the top down: a module imports from its own layer and from those below. A name stands for all below it.
 LAYERS = (
     (*COMMANDS, "__main__"),
-    ("experiment", "evaluation", "calibration", "launch", "agent", "sweep", "sweep_signals"),
+    ("experiment", "evaluation", "calibration", "rescoring", "launch", "agent", "sweep", "sweep_signals"),
     ("results", "scorer", "machine", "loss_setup", "watch"),
     ("trial_results",),
     ("build", "corpus", "trainer"),

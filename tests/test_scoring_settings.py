@@ -131,11 +131,20 @@ def test_scored_again(
         "scoring.quality=[duration]": "give scoring.calibration=val, too",
         "scoring.window_step=1": "give scoring.window=SECONDS, too",
         "scoring.bootstrap=many": "scoring.bootstrap: expected an integer, got 'many'",
+        "scoring=as_nrm": "scoring=as_nrm: no such option; did you mean 'as_norm'?",
+        "scoring=5": "scoring: expected the name of a file in conf/scoring, got 5",
+        "scoring.conditions=[gender": "scoring.conditions: cannot read",
+        "scoring.p_targets.foo=3": "scoring.p_targets.foo: cannot be set",
+        "scoring.bootstrap=1,2": "scoring.bootstrap=1,2: is a sweep",
     }
     for override, message in mistakes.items():
         with pytest.raises(ConfigError) as caught:
             again(override)
         assert message in str(caught.value), override
+    with pytest.raises(ConfigError, match=r"cohort.top_n: a deviation needs at least 2 speakers"):
+        again("scoring.cohort.top_n=1", "scoring=as_norm")
+    with pytest.raises(UserError, match=r"'id' is no condition"):
+        again("scoring.conditions=[id]")
     with pytest.raises(UserError, match=r"the manifest has no column 'gendre'; it has id, path"):
         again("scoring.conditions=[gendre]")
     manifest.rename(manifest.with_name("away.csv"))
@@ -145,7 +154,7 @@ def test_scored_again(
     with pytest.raises(UserError, match=r"scoring.calibration=val needs the run's own trials: .*no such manifest"):
         again("scoring.calibration=val", **elsewhere)
     capsys.readouterr()
-    found = again("scoring.normalise=s", f"scoring.cohort.manifest={manifest.with_name('away.csv')}", **elsewhere)
+    found = again("scoring.normalise=s", f"scoring.cohort.manifest='{manifest.with_name('away.csv')}'", **elsewhere)
     assert found["my list"]["eer_ci95"] is None  # of files nobody knows who speaks
     assert "nothing is known of files by which to tell gender apart" in capsys.readouterr().err
 

@@ -9,11 +9,12 @@ import pytest
 from spkexp.errors import UserError
 from spkexp.scoring.trial_scores import TrialScores
 
-NAMES = ["a b.wav", "ü%20/c.wav", 'quo"ted,x', "#tag\ttab", "d"]
+NAMES = ["a b.wav", "ü%20/c\u3000.wav", 'quo"ted,x', "#tag\ttab", "d"]
 
 
 def scores(speaker: list[str | None]) -> TrialScores:
     table = pl.DataFrame({"name": NAMES, "speaker": speaker, "duration": [0.5, 1.0, 2.0, 3.0, 4.0]})
+    table = table.with_columns(session=pl.Series(["1", "007", "2b", None, "x"]))
     enroll, test = np.array([0, 3, 2, 1]), np.array([1, 2, 3, 0])
     score = np.array([0.1, 1e-9, -1 / 3, np.float32(16777217.0)], dtype=np.float32)
     return TrialScores(table, table, enroll, test, score, np.array([True, False, False, True]))
@@ -24,13 +25,15 @@ def test_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "sco res ü" / "test.v2.txt"
     written.write(file)
     assert sorted(path.name for path in file.parent.iterdir()) == ["test.v2.txt", "test.v2.utterances.csv"]
-    assert file.read_text(encoding="utf-8").splitlines()[0] == "a%20b.wav ü%2520/c.wav 0.1 1"
+    assert file.read_text(encoding="utf-8").splitlines()[0] == "a%20b.wav ü%2520/c\u3000.wav 0.1 1"
     found = TrialScores.read(file)
     np.testing.assert_array_equal(found.score, written.score)  # to the last bit
     np.testing.assert_array_equal(found.target, written.target)
     assert found.enrolled is found.tested
     assert found.tested["name"].to_list() == NAMES
     assert found.tested["speaker"].to_list() == ["y", "y", "x", "007", None]
+    assert found.tested["session"].to_list() == ["1", "007", "2b", None, "x"]
+    assert found.tested["duration"].to_list() == [0.5, 1.0, 2.0, 3.0, 4.0]
     assert [found.tested["name"][int(n)] for n in found.enroll] == [NAMES[n] for n in (0, 3, 2, 1)]
     # Sorted names: 007, x, y. The last has no speaker, and is in no trial.
     assert [side.tolist() for side in found.speakers or ()] == [[2, 0, 1, 2], [2, 1, 0, 2]]

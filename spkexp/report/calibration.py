@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +14,6 @@ from spkexp.scoring.metrics import bayes_error_curve, calibration_curve
 
 # Of the right panel: a system that always says the same costs 1, one that misleads more, how much more is no matter.
 _CEILING = 1.3
-
-
-def calibration_table(title: str, entries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each of `entries`, those of results.json of log-likelihood ratios."""
-    p_targets = next((list(entry["min_dcf"]) for entry in entries.values()), [])
-    table = Table(title=title, title_justify="left", title_style="none", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 1, 0, 0)  # beside nine columns of numbers, 80 have little room for names
-    table.add_column("system", overflow="fold", min_width=8)
-    costs = [f"{name}\n{p}" for name in ("minDCF", "actDCF") for p in p_targets]
-    for column in ("EER %", *costs, "Cllr", "min\nCllr", "Cllr −\nmin"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, entry in entries.items():
-        numbers = [
-            *(entry[key][p] for key in ("min_dcf", "act_dcf") for p in p_targets),
-            *(entry["cllr"], entry["min_cllr"], entry["cllr"] - entry["min_cllr"]),
-        ]
-        table.add_row(escape(name), f"{100 * entry['eer']:.2f}", *(f"{number:.3f}" for number in numbers))
-    return table
 
 
 def weights_table(calibration: Calibration) -> Table:

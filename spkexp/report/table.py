@@ -6,9 +6,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from spkexp.report.calibration import calibration_table
 from spkexp.report.classes import classes_table
 from spkexp.report.conditions import conditions_table
+from spkexp.report.ratios import calibration_table
 
 
 def results_table(results: dict[str, Any], width: int = 80) -> str:
@@ -37,10 +37,15 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
         if entries:
             console.print(table)
         if ratios := {name: entry for name, entry in entries.items() if "cllr" in entry}:
-            console.print(calibration_table("log-likelihood ratios", ratios))
+            console.print(calibration_table("log-likelihood ratios", "trials", ratios))
+            if any("calibration" not in entry for entry in ratios.values()):
+                console.print("Not calibrated; scoring.calibration=val takes away most of Cllr − min.\n")
         for name, entry in entries.items():
             for column, groups in entry.get("conditions", {}).items():
-                console.print(conditions_table(f"{name} by {column}", groups))
+                if any("eer" in group for group in groups.values()):
+                    console.print(conditions_table(f"{name} by {column}", groups))
+                else:
+                    console.print(f"{name} by {column}: {len(groups)} groups, each too small for an error rate\n")
         line = f"{results['parameters'] / 1e6:.2f} M parameters"
         if "train_seconds" in results:  # not where a model is evaluated away from its run
             line += f", trained {results['train_seconds']:.0f} s at {results['utterances_per_second']:.0f} utterances/s"

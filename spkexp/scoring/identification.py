@@ -54,7 +54,7 @@ def top_k(
 class LeftOut:
     """A gallery of a model for each of S speakers, and their utterances as probes of it."""
 
-    gallery: NDArray[np.float32]  # (S, size) mean of a speaker's embeddings, each of length one first
+    gallery: NDArray[np.float32]  # (S, size) mean direction of a speaker's embeddings times their mean length
     probe: NDArray[np.int64]  # (P,) rows of the embeddings
     expected: NDArray[np.int64]  # (P,) index into gallery
     own: NDArray[np.float32]  # (P, size) the right model without the probe
@@ -69,17 +69,21 @@ def leave_one_out(embeddings: NDArray[np.float32], speaker: NDArray[np.int64]) -
     """
     readable = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
     rows = embeddings[readable]
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    length = np.linalg.norm(rows, axis=1).astype(np.float64)
+    rows /= np.maximum(length, 1e-12)[:, None].astype(np.float32)
     _, code, count = np.unique(speaker[readable], return_inverse=True, return_counts=True)
     starts = np.concatenate([[0], np.cumsum(count)[:-1]])
     order = np.argsort(code, kind="stable")
     total = np.add.reduceat(rows[order], starts, axis=0, dtype=np.float64) if len(rows) else rows
+    size = np.add.reduceat(length[order], starts) if len(rows) else length
     several = np.flatnonzero(count[code] > 1)
     expected = code[several]
+    others = count[expected] - 1
     own = total.astype(np.float32)[expected]
     own -= rows[several]
-    own /= (count[expected] - 1).astype(np.float32)[:, None]
-    gallery = total / count[:, None]
+    # The scale of the embeddings, on which a PLDA depends: mean direction times mean length, as `mean_embeddings`.
+    own *= ((size[expected] - length[several]) / others**2).astype(np.float32)[:, None]
+    gallery = total * (size / count**2)[:, None]
     return LeftOut(
         gallery.astype(np.float32),
         readable[several],

@@ -25,8 +25,8 @@ def error_rates_of(scored: Scored, settings: Scoring) -> dict[str, Any]:
     if scored.trials is None or scored.scores is None or scored.trials.target is None:
         return {}
     measures = Measures(scored.scores.values, scored.trials.target, settings.p_targets, llr=False)
-    found = nested(dict(zip(measures.keys, measures().tolist(), strict=True)))
-    return {key: found[key] for key in WHILE_TRAINING}
+    measures = measures.only([key for key in measures.keys if key.partition(".")[0] in WHILE_TRAINING])
+    return nested(dict(zip(measures.keys, measures().tolist(), strict=True)))
 
 
 def entry_of(scores: TrialScores, settings: Scoring, llr: bool) -> dict[str, Any]:

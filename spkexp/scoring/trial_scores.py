@@ -22,7 +22,9 @@ from spkexp.whole_file import replacing
 BLOCK = 65_536
 SIDES = ".utterances.csv"
 _ESCAPED = {"%": "%25", " ": "%20", "\t": "%09", "\n": "%0A", "\r": "%0D"}
-_COLUMNS = {"name": pl.String, "model": pl.Boolean, "speaker": pl.String}
+RESERVED = ("name", "model", "magnitude", "cohort_mean")  # columns of the tables that no manifest gives
+_COLUMNS = ("name", "model", "speaker")
+_NUMBERS = ("duration", "magnitude", "cohort_mean")
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,17 @@ class TrialScores:
             table = pl.DataFrame({"name": found, "speaker": pl.Series([None] * len(found), dtype=pl.String)})
             return _joined(file, lines, table, table)
         try:
-            sides = pl.read_csv(names, schema_overrides=_COLUMNS)
+            # As text: what looks like a number in the first rows need not be one, and 007 is no 7.
+            sides = pl.read_csv(names, infer_schema=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{names}: cannot be read: {str(error).splitlines()[0]}") from error
         if missing := sorted(set(_COLUMNS) - set(sides.columns)):
             raise UserError(f"{names}: has no column {missing[0]!r}; score the run again: python -m spkexp.evaluate")
+        numbers = [pl.col(name).cast(pl.Float64) for name in _NUMBERS if name in sides.columns]
+        try:
+            sides = sides.with_columns(pl.col("model") == "true", *numbers)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{names}: cannot be read: {str(error).splitlines()[0]}") from error
         models = sides["model"].any()
         tested = sides.filter(~pl.col("model")).drop("model")
         return _joined(file, lines, sides.filter("model").drop("model") if models else tested, tested)
@@ -130,7 +138,8 @@ def _read_lines(file: Path) -> pl.DataFrame:
     if not file.is_file():
         raise UserError(f"{file}: no such file of scores; scoring.save_scores=true writes one")
     with file.open(encoding="utf-8", errors="replace") as stream:
-        fields = len(stream.readline().split())
+        first = stream.readline().rstrip("\r\n")
+        fields = len(first.split(" ")) if first else 0
     columns = {"enroll": pl.String, "test": pl.String, "score": pl.Float32, "label": pl.UInt8}
     if fields not in (3, 4):
         raise UserError(f"{file}:1: expected 'enroll test score label' or 'enroll test score'")

@@ -71,23 +71,25 @@ def _sides(evaluation: EvaluationSet, embeddings: NDArray[np.float32]) -> pl.Dat
             "magnitude": pl.Series(np.linalg.norm(embeddings, axis=1)).fill_nan(None),
         }
     )
-    return table if evaluation.columns is None else table.hstack(evaluation.columns.drop("duration", strict=False))
+    return table if evaluation.columns is None else table.hstack(evaluation.columns)
 
 
 def _models(
     evaluation: EvaluationSet, trials: Trials, utterances: pl.DataFrame, embeddings: NDArray[np.float32]
 ) -> pl.DataFrame:
-    """A row for each model: seconds of all its utterances, the path of the first, and what they have in common."""
+    """A row for each model: the seconds and paths of its readable utterances, and what they have in common."""
     models = trials.models
     assert models is not None
     sizes = np.diff(np.append(models.start, len(models.utterance)))
     members = utterances[models.utterance].with_columns(model=np.repeat(np.arange(len(sizes)), sizes))
+    readable = members.filter(pl.col("magnitude").is_not_null())
     same = pl.all().exclude("model", "duration", "path", "name", "magnitude")
-    found = members.group_by("model", maintain_order=True).agg(
+    found = readable.group_by("model", maintain_order=True).agg(
         pl.when(same.n_unique() == 1).then(same.first()).name.keep(),
-        pl.col("path").first(),
-        pl.col("duration").sum(),
+        pl.col("path").str.join("; "),
+        pl.col("duration").sum().round(3),
     )
+    found = pl.DataFrame({"model": np.arange(len(sizes))}).join(found, on="model", how="left", maintain_order="left")
     magnitude = np.linalg.norm(mean_embeddings(embeddings, models.utterance, models.start), axis=1)
     return found.with_columns(
         pl.Series("name", models.name.to_series()), pl.Series("magnitude", magnitude).fill_nan(None)
@@ -149,14 +151,14 @@ class Extraction:
             raise UserError(f"{name}: none of its {len(utterances)} utterances can be read")
         return embeddings
 
-    def system(
-        self, model: SpeakerModel, background: Utterances | None, should_stop: Callable[[], bool] = _never
-    ) -> System:
-        """What turns embeddings of `model` into scores. background: None where the settings need none."""
-        if background is None:
-            return System(self.settings, None)
-        embeddings = self.embeddings(model, "scoring.cohort", background, should_stop)
-        return System(self.settings, Background.readable(embeddings, background.label.astype(np.int64)))
+    def background(
+        self, model: SpeakerModel, utterances: Utterances | None, should_stop: Callable[[], bool] = _never
+    ) -> Background | None:
+        """What a System is fitted on; None where the settings need none. Raises as `embeddings` does."""
+        if utterances is None:
+            return None
+        embeddings = self.embeddings(model, "scoring.cohort", utterances, should_stop)
+        return Background.readable(embeddings, utterances.label.astype(np.int64))
 
 
 def score(evaluation: EvaluationSet, embeddings: NDArray[np.float32], system: System) -> Scored:

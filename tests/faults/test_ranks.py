@@ -14,11 +14,17 @@ SEED, EPOCH = 0, 2
 UTTERANCES, BATCH, PROCESSES = 32, 8, 2
 
 
-def fault(kind: str, once: Path, rank: int = 1) -> str:
-    """In the ninth step, the first of the third epoch: at an utterance of the part of the batch that `rank` has."""
+def struck(rank: int) -> int:
+    """Number of the utterance at which the fault strikes, in the part of the batch that `rank` has."""
     batch = RandomSampler(UTTERANCES, BATCH).epoch(SEED, EPOCH)[0]
     (own,) = parts_of_batch(batch, 1, PROCESSES, rank)
-    node = f"_target_: tests.faults.injected.{kind}, at: [{SEED}, {EPOCH}, {own[0]}], rank: {rank}, once: '{once}'"
+    return int(own[0])
+
+
+def fault(kind: str, once: Path, rank: int = 1) -> str:
+    """In the ninth step, the first of the third epoch."""
+    at = [SEED, EPOCH, struck(rank)]
+    node = f"_target_: tests.faults.injected.{kind}, at: {at}, rank: {rank}, once: '{once}'"
     return f"augment.waveform={{{node}}}"
 
 

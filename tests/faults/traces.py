@@ -1,5 +1,6 @@
 """What a run leaves: whether all of it can be read, and what two runs came to, to be compared bit for bit."""
 
+import csv
 import hashlib
 import json
 import math
@@ -68,6 +69,10 @@ def _read(file: Path) -> None:
     elif file.suffix == ".png":
         if not file.read_bytes().endswith(b"IEND\xaeB`\x82"):
             raise ValueError("cut short")
+    elif file.suffix == ".csv":
+        with file.open(encoding="utf-8", newline="") as stream:
+            if len({len(row) for row in csv.reader(stream)}) != 1 or not file.read_bytes().endswith(b"\n"):
+                raise ValueError("cut short")
     elif file.parent.name == "scores":
         text = file.read_text(encoding="utf-8")
         if not text.endswith("\n") or any(len(line.split()) != 4 for line in text.splitlines()):
