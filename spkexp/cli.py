@@ -3,6 +3,7 @@
 import logging
 import os
 import pkgutil
+import signal
 import sys
 import textwrap
 import traceback
@@ -59,7 +60,7 @@ def errors_to_exit_codes() -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(128 + signal.SIGPIPE)  # the reader has seen enough: no failure
     except Exception:  # of whatever kind: a fault of ours, that the run's log must have and Python then reports
         _record(traceback.format_exc())
         raise
