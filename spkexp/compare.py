@@ -3,10 +3,11 @@
 import json
 import shutil
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from spkexp.arguments import parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
@@ -33,7 +34,8 @@ DESCRIPTION
 
   Intervals and p-values come from the scores that the runs kept
   (scoring.save_scores): a bootstrap over the speakers of the trials, with the
-  same draws for all runs. A mark means p < .05 after Holm's correction.
+  same draws for all runs. The column p is of the difference from the best,
+  after Holm's correction for as many rows as are tested; a mark means p < .05.
 
   RUN is a run folder, or the folder of a sweep (runs/sweeps/GROUP), which
   stands for all its jobs. Without any: all runs below ./runs.
@@ -89,12 +91,19 @@ class Arguments(BaseModel):
         free = values.get("runs", [])
         return {**values, "runs": [run for run in free if run != "--wandb"], "wandb": "--wandb" in free}
 
+    @field_validator("format", mode="before")
+    @classmethod
+    def _name_the_page(cls, form: Any) -> Any:
+        if form == "html":
+            raise ValueError("html is not printed; output=DIR writes the page, DIR/comparison.html")
+        return form
+
 
 def main() -> None:
     """Print the comparison, write it where output= says, and with --wandb save the workspace."""
     with errors_to_exit_codes():
         arguments = parse(Arguments, HELP, positional="runs")
-        mistakes = [f"{run}: no such option; there is --wandb" for run in arguments.runs if run.startswith("--")]
+        mistakes = [mistake for run in arguments.runs if (mistake := _no_run(run)) is not None]
         if arguments.workspace and not arguments.wandb:
             mistakes.append("workspace: only with --wandb; output=DIR writes tables, plots and a page")
         if mistakes:
@@ -109,17 +118,31 @@ def main() -> None:
         content = content_of(compared, reference, arguments.bootstrap)
         page = write_files(Path(arguments.output), content) if arguments.output else None
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
-        print(text_of(content, arguments.format, max(80, columns)).rstrip("\n"), flush=True)
+        folder = None if page is None else page.parent
+        print(text_of(content, arguments.format, max(80, columns), folder).rstrip("\n"), flush=True)
         # What is no table must not get into a file that stdout was sent to.
         aside = sys.stdout if arguments.format == "terminal" else sys.stderr
         if page is not None:
             print(f"\nwritten: {page}, and tables and plots beside it", file=aside, flush=True)
         if arguments.wandb:
-            print(f"workspace: {_save_workspace(runs, arguments)}", file=aside)
+            print(f"workspace: {_save_workspace(runs, arguments)}", file=aside, flush=True)
+
+
+def _no_run(argument: str) -> str | None:
+    """What is wrong with an argument that was taken for a run, though it looks like something else."""
+    if argument.startswith("--"):
+        return f"{argument}: no such option; there is --wandb"
+    key, equals, _ = argument.partition("=")
+    if not equals or "/" in key or Path(argument).exists():
+        return None
+    keys = [name for name in Arguments.model_fields if name not in ("runs", "wandb")]
+    close = get_close_matches(key, keys, n=1)
+    return f"{key}: no such key; " + (f"did you mean '{close[0]}'?" if close else f"there are {', '.join(keys)}")
 
 
 def _runs(arguments: Arguments) -> "tuple[list[Run], Run | None]":
     """All runs, and the one that the others are held against, if one is named. Raises UserError."""
+    from spkexp.report.comparison.ranking import comparison
     from spkexp.report.comparison.runs import all_runs, read_runs
 
     places = [Path(run) for run in arguments.runs]
@@ -133,8 +156,15 @@ def _runs(arguments: Arguments) -> "tuple[list[Run], Run | None]":
     named = named or [run for run in runs if arguments.reference in (run.name, run.folder and run.folder.name)]
     if named:
         return runs, named[0]
+    compared = comparison(runs, arguments.trials, arguments.metric, arguments.seeds)
+    names = {compared.name(row): row for row in reversed(compared.rows)}  # of two with one name the better one
+    if arguments.reference in names:
+        return runs, names[arguments.reference].runs[0]
     if not (place / "config.yaml").is_file():
-        raise UserError(f"reference={place}: no such run; it is a run folder, or the name of one that is compared")
+        raise UserError(
+            f"reference={place}: no such run; it is a run folder, or the name of one that is compared: "
+            f"{', '.join(reversed(names))}"
+        )
     (reference,) = read_runs([place])
     return [*runs, reference], reference
 

@@ -143,6 +143,30 @@ def test_seeds_are_one_row(tmp_path: Path) -> None:
     assert len(comparison(read_runs(folders), seeds="apart").rows) == 6
 
 
+def test_several_seeds_are_not_called_by_the_id_of_one(tmp_path: Path, command: Command) -> None:
+    """By the model where that tells them, else with the key that does; one run keeps its own id."""
+    folders = {}
+    for name, keys in (
+        ("1", ["seed=1", "model=xvector"]), ("2", ["seed=2", "model=xvector"]),
+        ("3", ["seed=1"]), ("4", ["seed=2"]),
+        ("5", ["seed=1", "loss.margin=0.5"]), ("6", ["seed=2", "loss.margin=0.5"]),
+        ("7", ["seed=1", "trainer.epochs=9"]),
+    ):  # fmt: skip
+        folder = tmp_path / "2026-01-01" / f"00000{name}-some-data-{name * 8}"
+        folders[name] = make_run(folder, keys, {"test": entry(int(name) / 20)})
+
+    def names(*which: str) -> list[str]:
+        compared = comparison(read_runs([folders[one] for one in which]))
+        return [compared.name(row) for row in compared.rows]
+
+    assert names("1", "2", "3", "4") == ["xvector", "ecapa_small"]
+    assert names("1", "3", "4") == ["xvector 1111", "ecapa_small"]
+    # The third row tells itself by its epochs alone; the second one has the default margin, as it has.
+    assert names("3", "4", "5", "6", "7") == ["ecapa_small 3333", "ecapa_small margin=0.5", "ecapa_small 7777"]
+    places = [str(folders[one]) for one in "1234"]
+    assert "xvector" in command("reference=ecapa_small", "bootstrap=0", *places)[1]
+
+
 def test_the_list_to_rank_by(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", [], {"val": entry(0.3), "vox-o": entry(0.1)})
     b = make_run(tmp_path / "b", [], {"val": entry(0.2), "blind": {"num_trials": 3}})
@@ -227,7 +251,7 @@ def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> No
     code, out, _ = command(sweep)
     assert code == 0
     assert out.startswith("test: 3 configurations, 4 runs")  # good and half differ in their seed alone
-    assert [line for line in out.splitlines() if "no results" in line] == [
+    assert [line for line in out.splitlines() if line.startswith("seed=")] == [
         "seed=2: failed, no results",
         "seed=3: no folder /gone/run here, no results",
     ]
@@ -287,7 +311,12 @@ def test_mistakes_on_the_command_line(tmp_path: Path, command: Command, monkeypa
     make_run(tmp_path / "runs" / "2026-01-01" / "a", [], {"test": entry(0.2)})
     assert command()[1].startswith("test: 1 run")
     assert "none of the runs is in wandb" in command("--wandb")[2]
-    assert "reference=nowhere: no such run" in command("reference=nowhere")[2]
+    assert "one that is compared: a\n" in command("reference=nowhere")[2]
+    assert "outptu: no such key; did you mean 'output'?" in command("outptu=x")[2]
+    assert "zzz: no such key; there are trials, metric, " in command("zzz=x")[2]
+    make_run(tmp_path / "lr=0.1", [], {"test": entry(0.2)})
+    assert command("lr=0.1")[0] == 0  # a folder may be called so
+    assert "; it holds 1 run folder: name runs/2026-01-01/*\n" in command("runs/2026-01-01")[2]
 
 
 def panels(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

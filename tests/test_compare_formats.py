@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from spkexp import compare
+from spkexp.report.comparison import words
 from spkexp.report.comparison.documents import escaped, latex, markdown
+from spkexp.report.comparison.files import text_of
 from spkexp.report.comparison.spreadsheet import csv_text
 from spkexp.report.comparison.terminal import terminal_text
 from spkexp.report.comparison.words import duration
@@ -76,13 +78,17 @@ def test_a_terminal_of_80_columns() -> None:
     assert lines[-1] == "runs/lost: unfinished, no results"
     costs = text[text.index("What they cost") :]
     assert lines_of(costs, "ecapa_small") == ["ecapa_small", "14.65", "2.65", "61", "s", "1,233"]
+    assert "p after Holm's correction for 2 comparisons" in " ".join(text.split())
+    digits = [words.costs(row("a", 0.1, macs=macs))[1] for macs in (71_969_280, 529_096_704, 14.72e9, 123.4e9, 1234e9)]
+    assert digits == ["0.0720", "0.529", "14.7", "123", "1,234"]  # three that tell
 
 
 def test_of_many_settings_a_handful_is_shown() -> None:
     keys = [f"a.key{number}" for number in range(17)]
     config = dict.fromkeys(keys, "x" * 90)
     text = terminal_text(content(row("a", 0.1, config=config), row("b", 0.2, config={}), differing=keys))
-    assert "and 12 more: see comparison.json" in " ".join(text.split())
+    assert "and 12 more: output=DIR lists them all" in " ".join(text.split())
+    assert "and 12 more: see" not in " ".join(text.split())
     assert "a.key4=xxx" in text
     assert "a.key5" not in text
     assert f"{'x' * 39}…" in re.sub(r"\s", "", text)
@@ -176,6 +182,8 @@ def test_the_command_writes_and_prints_every_format(
     out = tmp_path / "out"
     code, table, _ = run("bootstrap=30", f"output={out}")
     assert code == 0
+    many = content(row("a", 0.1, config={f"k{n}": n for n in range(7)}), differing=[f"k{n}" for n in range(7)])
+    assert f"and 2 more: see {out / 'comparison.json'}" in text_of(many, "terminal", 300, out)
     assert table.splitlines()[-1] == f"written: {out / 'comparison.html'}, and tables and plots beside it"
     assert {file.name for file in out.iterdir()} == {
         *(f"comparison.{ending}" for ending in ("md", "tex", "csv", "json", "html")), "plots",
@@ -189,7 +197,7 @@ def test_the_command_writes_and_prints_every_format(
         assert (code, err) == (0, "")
         same = re.compile(r'"made": "[^"]*"')
         assert same.sub("", text) == same.sub("", (out / f"comparison.{ending}").read_text()), form
-    assert run("format=html")[0] == 2
+    assert "format: html is not printed; output=DIR writes the page" in run("format=html")[2]
     (tmp_path / "file").write_text("")
     code, _, err = run("bootstrap=0", f"output={tmp_path / 'file'}")
     assert code == 2

@@ -154,6 +154,18 @@ def test_one_run_that_knows_the_speakers_is_enough(tmp_path: Path) -> None:
     assert found["rows"][1]["metrics"]["eer"]["difference"]["significant"]
 
 
+def test_what_has_no_interval_has_no_p_value(tmp_path: Path) -> None:
+    """No replicate of a run without a single error has one: it would pass for certain."""
+    places = [make_run(tmp_path / f"{n}", [], trial_scores(quality, n)) for n, quality in enumerate((40.0, 2.5))]
+    found = content(places)
+    perfect, other = found["rows"]
+    assert perfect["metrics"]["eer"]["value"] == 0
+    assert perfect["metrics"]["eer"]["ci95"] is None
+    assert other["metrics"]["eer"]["ci95"] is not None
+    assert other["metrics"]["eer"]["difference"] is None
+    assert other["untested"] == "EER is exactly 0 in one of the two, and has no interval there"
+
+
 def test_a_reference_without_scores(tmp_path: Path) -> None:
     good, bad = (make_run(tmp_path / name, [], trial_scores(q, int(q))) for name, q in (("good", 4.0), ("bad", 1.0)))
     (good / "scores" / "test.txt").unlink()

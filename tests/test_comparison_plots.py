@@ -51,11 +51,13 @@ def test_main_effects_by_hand() -> None:
     found = main_effects(seen, ["opt", "lr", "name", "gone"])
     assert list(found) == ["opt", "lr"]
     one, many = found["lr"]["levels"]
-    assert one == {"value": 0.01, "name": "0.01", "runs": 1, "mean": 4.0, "low": None, "high": None}
+    four = {"values": [4.0], "mean": 4.0, "low": None, "high": None}
+    assert one == {"value": 0.01, "name": "0.01", "range": None, "runs": 1, **four}
     reach = 4.302653 * 7**0.5 / 3**0.5
     assert (many["mean"], many["low"], many["high"]) == pytest.approx((3.0, 3 - reach, 3 + reach), abs=1e-5)
-    assert [(level["value"], level["runs"], level["mean"]) for level in found["opt"]["levels"]] == [
-        ("a", 2, 3.5), ("b", 2, 3.0),
+    # Of two runs there is no interval: Student's t with one degree of freedom would make it 12.7 deviations wide.
+    assert [(level["value"], level["values"], level["mean"], level["low"]) for level in found["opt"]["levels"]] == [
+        ("a", [1.0, 6.0], 3.5, None), ("b", [2.0, 4.0], 3.0, None),
     ]  # fmt: skip
     assert not found["opt"]["numeric"]
 
@@ -64,6 +66,7 @@ def test_many_numbers_are_ranges() -> None:
     levels = main_effects([({"lr": n / 10}, float(n)) for n in range(20)], ["lr"])["lr"]["levels"]
     assert [level["runs"] for level in levels] == [4, 4, 4, 4, 4]
     assert [level["name"] for level in levels] == ["0–0.3", "0.4–0.7", "0.8–1.1", "1.2–1.5", "1.6–1.9"]
+    assert levels[1]["range"] == [0.4, 0.7]
     assert [level["mean"] for level in levels] == [1.5, 5.5, 9.5, 13.5, 17.5]
     # A text for every run says nothing; a number does.
     assert main_effects([({"x": str(n)}, 1.0) for n in range(3)], ["x"]) == {}

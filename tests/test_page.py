@@ -120,6 +120,11 @@ def test_table_says_the_numbers(page: Page) -> None:
     assert "seed 1: EER 2.20 runs/xvector 3c4d-1" in names[1]
 
 
+def test_names_break_between_words(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", comparison(row("ecapa_small-v2 <b>", 0.01, None)))
+    assert '">ecapa_<wbr>small-<wbr>v2 &lt;b&gt;<span' in (tmp_path / "page.html").read_text()
+
+
 def test_bars_share_an_axis() -> None:
     # 0.008 to 0.1 is more than sixfold, so the axis is logarithmic: ln(0.02/0.008) / ln(12.5).
     (eer, *_) = columns(three())
@@ -128,6 +133,10 @@ def test_bars_share_an_axis() -> None:
     assert eer.cells[1].bar[1] == pytest.approx(math.log(2.5) / math.log(12.5))
     assert eer.cells[2].bar is not None
     assert eer.cells[2].bar[2] == pytest.approx(1)
+    # An interval as good as endless takes the axis to a third of the least value, and no further; it is cut off there.
+    endless = [row("a", 0.09, None), row("b", 0.1, 0.3)]
+    endless[0]["metrics"]["eer"]["ci95"] = [1e-6, 0.999]
+    assert columns(comparison(*endless))[0].cells[0].bar == pytest.approx((0, math.log(3) / math.log(10), 1))
     near = comparison(row("a", 0.01, None), row("b", 0.02, 0.3))  # 0.008 to 0.025: linear
     assert columns(near)[0].cells[1].bar == pytest.approx((8 / 17, 12 / 17, 1))
 

@@ -124,6 +124,14 @@ def test_charts_are_true_to_the_numbers(browser: Browser, tmp_path: Path) -> Non
         assert across == pytest.approx(ticks[0][1] + slope * (probit(rate) - ticks[0][0]), abs=1)
     rise = [(before[1] - after[1]) / (after[0] - before[0]) for before, after in pairwise(det)]
     assert rise == pytest.approx([1, 1], abs=0.02)  # on the diagonal
+    # Curves end at the frame, and the single runs are drawn beside their mean: of three rows, two seeds each.
+    clip = "[...['x', 'width'].map(of => Number(document.querySelector('#det-clip rect').getAttribute(of)))]"
+    left, side = browser.run(clip)
+    grid = "[...document.querySelectorAll('#det-canvas .axis .grid')].map(e => Number(e.getAttribute('x2')))"
+    assert left + side == pytest.approx(max(browser.run(grid)), abs=0.1)
+    marks = browser.run("[...document.querySelectorAll('#effects-canvas .mark')].map(e => place(e).e)")
+    assert len(marks) == 6
+    assert len(set(marks)) == 6
     # The files hold the same numbers.
     browser.run("window.saved = []; window.old = URL.createObjectURL.bind(URL)")
     browser.run("URL.createObjectURL = blob => (saved.push(blob), old(blob)); 0")
@@ -143,6 +151,20 @@ def test_charts_are_true_to_the_numbers(browser: Browser, tmp_path: Path) -> Non
     assert json.loads(effects)[0] == {"setting": "model", **level}
     parsed = f"new DOMParser().parseFromString({json.dumps(drawing)}, 'image/svg+xml')"
     assert browser.run(f"{parsed}.querySelectorAll('.mark').length") == 3
+    check_quiet(browser)
+
+
+def test_an_endless_interval_leaves_room_for_the_others(browser: Browser, tmp_path: Path) -> None:
+    content = three()
+    for row, value in zip(content["rows"], (0.7, 0.8, 0.9), strict=True):
+        row["metrics"]["eer"] |= {"value": value, "ci95": [value - 0.05, value + 0.05], "of_seeds": []}
+    content["rows"][2]["metrics"]["eer"]["ci95"] = [1e-6, 0.999999]
+    opened(browser, tmp_path / "page.html", content)
+    for chart, extent in (("errors", "width"), ("cost", "height")):
+        lines = f"[...document.querySelectorAll('#{chart}-canvas .whisker')].map(e => e.getBBox().{extent})"
+        low, _, endless = browser.run(lines)
+        assert low > endless / 10
+        assert browser.run(f"document.querySelectorAll('#{chart}-canvas g[data-row=\"2\"] .arrow').length") == 1
     check_quiet(browser)
 
 

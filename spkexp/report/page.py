@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _SCRIPTS = ("kit.js", "pointer.js", "files.js", *_CHARTS, "table.js", "main.js")
 SPARE_METRICS, SPARE_KEYS = 2, 6  # metrics and config keys beyond these are shown on demand
 DRAWN = 12  # more rows than that do not fit into charts with lines; the first BEST are then ticked
 BEST = 10
+REACH = 3.0  # how far beyond all values, as a factor, an interval takes the axis; WITHIN in kit.js is the same
 SKEWED = 6.0  # highest over lowest value from which the bars of a column are logarithmic
 
 
@@ -62,7 +64,7 @@ def write_page(file: Path, content: dict[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"counted": counted, "figure": figure, "value": value_text}
+    environment.filters |= {"breakable": _breakable, "counted": counted, "figure": figure, "value": value_text}
     style = (_PARTS / "page.css").read_text(encoding="utf-8")
     theme = (_PARTS / "theme.js").read_text(encoding="utf-8")
     script = "".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -168,18 +170,20 @@ def _metric_column(rows: Sequence[dict[str, Any]], metric: dict[str, Any], spare
 
 
 def _places(entries: Sequence[dict[str, Any] | None]) -> Any:
-    """A function from a value to its place, 0 to 1, on the axis that all bars of a column have."""
-    every = [
-        float(one)
-        for entry in entries
-        if entry is not None
-        for one in (entry["value"], *(entry.get("ci95") or ()))
-        if one is not None
-    ]
+    """A function from a value to its place, 0 to 1, on the axis that all bars of a column have.
+
+    An interval that goes on far beyond all values is cut off: a minDCF between 0 and 1 would leave the others no room.
+    """
+    measured = [entry for entry in entries if entry is not None and entry["value"] is not None]
+    values = [float(entry["value"]) for entry in measured]
+    ends = [float(end) for entry in measured for end in entry.get("ci95") or () if end is not None]
+    if values and min(values) > 0:
+        ends = [min(max(end, min(values) / REACH), max(values) * REACH) for end in ends]
+    every = [*values, *ends]
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     if low > 0 and high / low > SKEWED:
-        return lambda value: math.log(value / low) / math.log(high / low)
-    return lambda value: (value - low) / (high - low) if high > low else 0.5
+        return lambda value: math.log(min(max(value, low), high) / low) / math.log(high / low)
+    return lambda value: (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
 
 
 def _bar(entry: dict[str, Any], place: Any) -> tuple[float, float, float] | None:
@@ -206,7 +210,7 @@ def _difference_column(content: dict[str, Any], rows: Sequence[dict[str, Any]], 
             title = f"before Holm's correction: {p_text(one['p'])}"
             value = f"{'+' if one['value'] > 0 else ''}{figure(one['value'], metric)}"
             cells.append(Cell(value, one["value"], below, mark="†" if one["significant"] else "n.s.", title=title))
-    title = f"{metric['name']} minus that of {reference['name']}; below: 95 % interval and p"
+    title = f"{metric['name']} minus that of {reference['name']}; below: 95 % interval and p after Holm's correction"
     return [Column("difference", "Δ", metric["unit"], cells, title)]
 
 
@@ -261,6 +265,13 @@ def _setting_columns(content: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         told = all(row["name"].startswith(str(one)) for row, one in zip(rows, values, strict=True))  # by the name
         found.append(Column(key, heading, "", cells, key, numeric=numeric, spare=told or number >= SPARE_KEYS))
     return found
+
+
+def _breakable(name: str) -> Any:
+    """HTML of a name that a line may end within, after _ and -, rather than in the middle of a word."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("[_-]", lambda sign: f"{sign[0]}<wbr>", str(escape(name))))
 
 
 def value_text(value: Any) -> str:

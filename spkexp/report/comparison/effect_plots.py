@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spkexp.report.comparison.effects import LEAST_RUNS
 from spkexp.report.comparison.figures import chosen, finish, new_figure, shortened, title
 from spkexp.report.data_page import COLOURS
 
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
 
 MOST_KEYS = 8  # that a picture has room for, the most telling ones
 _MOST_TICKS = 6  # numbers that an axis names one by one
+_RUN: dict[str, Any] = {"marker": "o", "linestyle": "", "color": "0.55", "markersize": 3, "zorder": 3}
+_BEYOND = 0.5  # how far intervals take an axis beyond the runs, of what these span
 _SKEWED = 30.0  # highest over lowest value from which an axis is logarithmic
 
 
 def main_effects_plot(file: Path, content: Mapping[str, Any]) -> bool:
-    """A panel a key: mean of the metric at each of its values, with 95 % intervals. Returns whether there was a key."""
+    """A panel a key: at each of its values the runs and their mean, of enough runs with its interval (`main_effects`).
+
+    Returns whether there was a key.
+    """
     effects = dict(list(content["effects"].items())[:MOST_KEYS])
     if not effects:
         return False
@@ -32,9 +38,18 @@ def main_effects_plot(file: Path, content: Mapping[str, Any]) -> bool:
         _panel(panel, effect, metric["scale"])
         panel.set_xlabel(shortened(key, 34), parse_math=False, fontsize=9)
         finish(panel)
+    levels = [level for effect in effects.values() for level in effect["levels"]]
+    measured = [value * metric["scale"] for level in levels for value in level["values"]]
+    if reach := (max(measured) - min(measured)) * _BEYOND:  # few runs may have an interval far wider than all of them
+        low, high = panels[0, 0].get_ylim()
+        least = max(0.0, min(measured) - reach) if min(measured) >= 0 else min(measured) - reach
+        panels[0, 0].set_ylim(max(low, least), min(high, max(measured) + reach))
     for panel in panels[:, 0]:
         panel.set_ylabel(title(metric), parse_math=False)
-    figure.suptitle("means over the runs, with 95 % intervals", fontsize=9, color="0.3", x=0.99, ha="right")
+    lines = ["small: runs; large: their mean"]
+    if any(level["low"] is not None for level in levels):
+        lines.append(f"bar: 95 % interval over {LEAST_RUNS} or more runs (Student's t), as far as it fits")
+    figure.suptitle("\n".join(lines), fontsize=8, color="0.3", x=0.99, ha="right")
     figure.savefig(file)
     return True
 
@@ -43,11 +58,12 @@ def _panel(axes: "Axes", effect: Mapping[str, Any], scale: float) -> None:
     levels = effect["levels"]
     x = list(range(len(levels)))
     for place, level in zip(x, levels, strict=True):
+        axes.plot([place] * len(level["values"]), [value * scale for value in level["values"]], **_RUN)
         if level["low"] is not None:
             axes.vlines(place, level["low"] * scale, level["high"] * scale, color=COLOURS[0], linewidth=1.4)
     line = "-" if effect["numeric"] else ""
     means = [level["mean"] * scale for level in levels]
-    axes.plot(x, means, marker="o", linestyle=line, color=COLOURS[0], markersize=5, linewidth=1.0)
+    axes.plot(x, means, marker="o", linestyle=line, color=COLOURS[0], markersize=5, linewidth=1.0, zorder=2.5)
     names = [shortened(level["name"], 18) for level in levels]
     if len(names) > 10:
         axes.set_xticks(x, names, fontsize=6, rotation=90)
@@ -108,7 +124,9 @@ def parallel_coordinates(file: Path, content: Mapping[str, Any]) -> bool:
     axes.tick_params(axis="x", length=0, pad=8)
     axes.set(xlim=(-0.75, len(scales) - 0.6), ylim=(-0.04, 1.04), yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"bold: {shortened(rows[0]['name'], 40)}", fontsize=9, color="0.3", loc="right", parse_math=False)
+    # The colours are those of the last axis, and say nothing that it does not: they let the eye follow a line there.
+    key = f"a line a run; the darker, the better its {metric['name']}\nbold: {shortened(rows[0]['name'], 40)}"
+    axes.set_title(key, fontsize=9, color="0.3", loc="right", parse_math=False)
     figure.savefig(file)
     return True
 

@@ -6,16 +6,19 @@ from typing import Any
 
 MOST_LEVELS = 8  # of a key with more numbers than that, ranges are compared
 RANGES = 5
+LEAST_RUNS = 3  # whose spread says something of their mean: the interval of two is as good as endless
 LEAST_SHARED = 1.5  # runs that have the same value, on average, if that is no number
 
 
 def main_effects(observations: Sequence[tuple[dict[str, Any], float]], keys: Sequence[str]) -> dict[str, Any]:
-    """{key: {"numeric": bool, "levels": [{"value", "name", "runs", "mean", "low", "high"}, ...]}} of a metric.
+    """{key: {"numeric", "levels": [{"value", "name", "range", "runs", "values", "mean", "low", "high"}, ...]}}.
 
-    observations: of each run, what its config says of the keys, and its value. low, high: 95 % interval of the mean
-    over runs (Student's t), whatever else they differ in; None of one run. A key of numbers with more than MOST_LEVELS
-    has RANGES levels of about equally many runs, each at its median and named by its lowest and highest number. Left
-    out is a key that says nothing: of one value, or of names that hardly two runs share, which a table shows better.
+    Of a metric; observations: of each run, what its config says of the keys, and its value. low, high: 95 % interval of
+    the mean over runs (Student's t), whatever else they differ in; None of fewer than LEAST_RUNS. It tells how much
+    runs vary, seeds included, and nothing of other speakers, as the intervals of rows do. A key of numbers with more
+    than MOST_LEVELS has RANGES levels of about equally many runs, each at its median and named by its lowest and
+    highest number. Left out is a key that says nothing: of one value, or of names that hardly two runs share, which a
+    table shows better.
     """
     found = {}
     for key in keys:
@@ -51,13 +54,14 @@ def _level(group: list[tuple[Any, float]]) -> dict[str, Any]:
     values = [measured for _, measured in group]
     mean = fmean(values)
     reach = None
-    if len(values) > 1:
+    if len(values) >= LEAST_RUNS:
         reach = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / len(values) ** 0.5
     return {
         "value": first if first == last else median(value for value, _ in group),
         "name": str(first) if first == last else f"{first:.3g}–{last:.3g}",
         "range": None if first == last else [first, last],
         "runs": len(values),
+        "values": values,
         "mean": mean,
         "low": None if reach is None else mean - reach,
         "high": None if reach is None else mean + reach,

@@ -94,10 +94,19 @@ class _Jury:
         if not same:
             own, against = self._on_common_trials(own, against, found)
         for key in own.means.keys() & against.means.keys():
-            if (apart := difference(*own.means[key], *against.means[key])) is not None:
+            # Where a value has no interval, such as a rate of 0 or a cost of 1 that no replicate moves, a test would
+            # take it for certain.
+            bounded = all(interval(*side.means[key]) is not None for side in (own, against))
+            if bounded and (apart := difference(*own.means[key], *against.means[key])) is not None:
                 found.differences[key] = apart
-        if not found.differences:
-            raise _NoProof("too few speakers, or replicates, for a test")
+        chosen = self.metrics[0]
+        if chosen.key not in found.differences:
+            ends = [value for side in (own, against) if (value := side.means[chosen.key][0]) in (0.0, 1.0)]
+            raise _NoProof(
+                f"{chosen.name} is exactly {ends[0]:g} in one of the two, and has no interval there"
+                if ends
+                else "too few speakers, or replicates, for a test"
+            )
 
     def _on_common_trials(self, own: _Sample, against: _Sample, found: Evidence) -> tuple[_Sample, _Sample]:
         try:

@@ -20,10 +20,11 @@ Content = dict[str, Any]
 _FILES: dict[str, str] = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
 
 
-def text_of(content: Content, form: str, width: int = 80) -> str:
-    """form: terminal, markdown, latex, csv or json. width: columns of the terminal."""
+def text_of(content: Content, form: str, width: int = 80, folder: Path | None = None) -> str:
+    """form: terminal, markdown, latex, csv or json. width: columns of the terminal. folder: where `write_files` has put
+    all of it; None: nowhere."""
     if form == "terminal":
-        return terminal_text(content, width)
+        return terminal_text(content, width, None if folder is None else folder / "comparison.json")
     makers: dict[str, Callable[[Content], str]] = {"markdown": markdown, "latex": latex, "csv": csv_text, "json": _json}
     return makers[form](content)
 

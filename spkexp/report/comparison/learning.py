@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANELS = (("train", "loss", "training loss"), ("val", "loss", "validation loss"))
+# Lists of unknown speakers have no validation loss: what their scores tell, at best, stands in for it.
+_STAND_IN = ("val", "min_cllr", "validation minCllr")
 
 
 def learning_curves(file: Path, content: Mapping[str, Any]) -> bool:
-    """Loss in training, and loss and metric in validation, against the epoch; a line a seed, one colour a row.
+    """Loss in training, and loss (or minCllr) and metric in validation, against the epoch; a line a seed, one colour a
+    row.
 
     Returns whether there was anything to draw.
     """
@@ -22,9 +25,10 @@ def learning_curves(file: Path, content: Mapping[str, Any]) -> bool:
     measures = [(content["metric"], title(chosen(content)), metric.scale if metric else 1)]
     # Where a list is measured by more than validation looks at, by what the best checkpoint was chosen.
     measures += [("eer", "EER (%)", 100), ("accuracy", "accuracy (%)", 100)]
-    panels = [(part, key, name, 1) for part, key, name in _PANELS if _has(content, part, key)]
+    losses = _PANELS if _has(content, "val", "loss") else (_PANELS[0], _STAND_IN)
+    panels = [(part, key, name, 1) for part, key, name in losses if _has(content, part, key)]
     rates = [("val", key, f"validation {name}", scale) for key, name, scale in measures if _has(content, "val", key)]
-    panels += rates[:1]
+    panels += [panel for panel in rates[:1] if panel not in panels]
     if not panels:
         return False
     from matplotlib.ticker import MaxNLocator

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
-from spkexp.changes import changes, flat
+from spkexp.changes import changes, flat, override
 from spkexp.errors import UserError
 from spkexp.report.comparison.metrics import Metric, metric_of, metrics_of
 from spkexp.report.comparison.runs import Run
@@ -17,6 +17,7 @@ from spkexp.resume import IMMATERIAL
 
 Seeds = Literal["combined", "apart"]
 _GROUPS = ("model", "data")  # whose keys say nothing beside the choice of another model, or other data
+_LONGEST_KEY = 24  # letters of `key=value` in a name
 _SHORTEST_NAME = 3  # letters that the folders of the seeds of one configuration must share to be called by them
 
 
@@ -77,12 +78,36 @@ class Comparison:
         entries = [entry for run in self.runs if (entry := run.entry(self.trials)) is not None]
         return [self.metric, *(metric for metric in metrics_of(entries) if metric.key != self.metric.key)]
 
+    @cached_property
+    def _settings(self) -> dict[int, dict[str, Any]]:
+        """`differences` of the rows, by their identity."""
+        return {id(row): self.differences(row) for row in self.rows}
+
     def name(self, row: Row) -> str:
-        """The row's; with day and time where another one has the same, for one config may be trained twice."""
+        """The row's, or of several seeds what tells it from the other rows; with day and time where another one has the
+        same, for one config may be trained twice."""
         first = row.runs[0]
+        if len(row.runs) > 1 and first.when is not None and (told := self._told_apart(row)) is not None:
+            return told
         if first.folder is None or sum(other.name == row.name for other in self.rows) == 1:
             return row.name
         return f"{row.name} {first.when}" if first.when else str(first.folder)
+
+    def _told_apart(self, row: Row) -> str | None:
+        """The model where no other row has it, else with the first differing key whose value tells; None: none does.
+
+        The id that ends a folder's name is that of one seed, and would pass for that of all.
+        """
+        model = (row.config.get("names") or {}).get("model")
+        rivals = [one for one in self.rows if one is not row and (one.config.get("names") or {}).get("model") == model]
+        if not model or not rivals:
+            return model
+        own, others = self._settings[id(row)], [self._settings[id(one)] for one in rivals]
+        for key in (key for key in own if key != "model"):
+            text = override(key.rpartition(".")[2], own[key])
+            if len(text) <= _LONGEST_KEY and all(other.get(key) != own[key] for other in others):
+                return f"{model} {text}"
+        return None
 
     def differences(self, row: Row) -> dict[str, Any]:
         """The values of the differing keys that the row's config has; those below another model, or other data, only

@@ -70,7 +70,11 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
         elif (place / "sweep.json").is_file():
             found += _read_sweep(place)
         else:
-            raise UserError(f"{place}: neither a run folder (no config.yaml) nor the folder of a sweep (no sweep.json)")
+            within = sum(1 for _ in place.glob("*/config.yaml"))
+            hint = f"; it holds {within} run folder{'s' * (within != 1)}: name {place}/*" if within else ""
+            raise UserError(
+                f"{place}: neither a run folder (no config.yaml) nor the folder of a sweep (no sweep.json){hint}"
+            )
     unique: dict[Any, Run] = {}
     for index, run in enumerate(found):
         unique.setdefault(index if run.folder is None else run.folder.resolve(), run)

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,13 +14,16 @@ from spkexp.report.comparison import words
 from spkexp.report.comparison.words import Content
 
 
-def terminal_text(content: Content, width: int = 80) -> str:
-    """Three tables: what the rows scored, what they cost, in what they differ; then the notes, and who has no place."""
+def terminal_text(content: Content, width: int = 80, file: Path | None = None) -> str:
+    """Three tables: what the rows scored, what they cost, in what they differ; then the notes, and who has no place.
+
+    file: where all settings are listed; None: nowhere yet.
+    """
     parts = [_scores(content)]
     if any(cost != words.NONE for row in content["rows"] for cost in words.costs(row)):
         parts.append(_costs(content))
     if content["differing"]:
-        parts.append(_differences(content))
+        parts.append(_differences(content, file))
     console = Console(width=width, color_system=None, highlight=False)
     with console.capture() as captured:
         for part in parts:
@@ -81,11 +85,12 @@ def _costs(content: Content) -> Table:
     return table
 
 
-def _differences(content: Content) -> Table:
+def _differences(content: Content, file: Path | None) -> Table:
     table = _table("What they differ in")
     table.add_column("config", overflow="fold")
+    where = "output=DIR lists them all" if file is None else f"see {file}"
     for row in content["rows"]:
         shown, more = words.settings(row, content["differing"])
-        text = ", ".join(shown) + (f" and {more} more: see comparison.json" if more else "")
+        text = ", ".join(shown) + (f" and {more} more: {where}" if more else "")
         table.add_row(escape(row["name"]), escape(text or row["status"]))
     return table

@@ -82,7 +82,7 @@ def explanation(content: Content) -> list[str]:
         name = rows[content["reference"]]["name"]
         marks = {mark(content, index, metric) for index in range(len(rows)) for metric in metrics}
         what = f"{DIFFERS} differs from {name}" if DIFFERS in marks else f"No row differs significantly from {name}"
-        many = f", Holm's correction for {number} comparisons" if number > 1 else ""
+        many = f", p after Holm's correction for {number} comparisons" if number > 1 else ""
         by = f"joint bootstrap over speakers, {content['replicates']:,} replicates{many}"
         lines.append(f"{what} ({'p < .05, ' if DIFFERS in marks else ''}{by}).")
         lines += [f"{UNTESTED} not tested."] * (UNTESTED in marks)
@@ -93,7 +93,7 @@ def costs(row: Mapping[str, Any]) -> list[str]:
     """Parameters in millions, MACs of 2 s in billions, training time, utterances/s."""
     ways = {
         "parameters": lambda number: f"{number / 1e6:.2f}",
-        "macs": lambda number: f"{number / 1e9:.2f}" if number > 1e8 else f"{number / 1e9:.4f}",
+        "macs": lambda number: f"{number / 1e9:#.3g}".rstrip(".") if number < 1e12 else f"{number / 1e9:,.0f}",
         "train_seconds": duration,
         "utterances_per_second": lambda number: f"{number:,.0f}",
     }

@@ -18,7 +18,10 @@ function costChart() {
     const rows = ranked().filter((row) => content.rows[row][cost] > 0 && known(entry(row)?.value));
     const ticked = rows.filter((row) => state.drawn.has(row));
     const box = { left: 48, right: width - 24, top: 30, bottom: 30 + Math.min(430, Math.max(260, width * 0.62)) };
-    const values = rows.flatMap((row) => [entry(row).value, ...(state.drawn.has(row) ? (entry(row).ci95 ?? []) : [])]);
+    const values = within(
+      rows.map((row) => entry(row).value),
+      ticked.flatMap((row) => entry(row).ci95 ?? []),
+    );
     const across = logarithmic(
       spread(
         rows.map((row) => content.rows[row][cost]),
@@ -39,16 +42,18 @@ function costChart() {
     for (const row of rows.filter((row) => !state.drawn.has(row))) {
       drawing.append(svg("g", { class: "faint", "data-row": row }, marker(row, ...place(row), 3.5)));
     }
+    const taken = ticked.map((row) => around(...place(row), 7, 7)); // where no name has room
     // Small whiskers first, so that no line crosses a mark.
     for (const row of ticked) {
       const [x] = place(row);
-      const ends = entry(row).ci95?.map(up);
-      if (ends) drawing.append(ofRow(row, rule(x, ends[0], x, ends[1], "whisker thin")));
+      const ends = entry(row).ci95;
+      if (!known(ends?.[0])) continue;
+      drawing.append(ofRow(row, ...whisker(ends, up, x, { upright: true, kind: "thin" })));
+      taken.push({ left: x - 3, right: x + 3, top: up(ends[1]), bottom: up(ends[0]) });
     }
     const groups = new Map(ticked.map((row) => [row, ofRow(row, marker(row, ...place(row), 5.5))]));
     drawing.append(...groups.values());
     const unnamed = [];
-    const taken = ticked.map((row) => around(...place(row), 7, 7));
     for (const row of ticked) {
       const label = labelAt(row, place(row), box, taken);
       if (label) groups.get(row).append(label);

@@ -34,30 +34,36 @@ function curvesChart() {
     ["log", "logarithmic"],
   ]);
 
-  function draw(width) {
-    const key = chosen.value;
-    const metric = METRICS.get(key) ?? {
+  const has = (part, key) => all.some((row) => curvesOf(row, part, key).length);
+  // What is drawn of a part: lists of unknown speakers have no loss, and minCllr stands in for it.
+  const keyOf = (part) =>
+    chosen.value === "loss" && part !== "train" && !has(part, "loss") ? "min_cllr" : chosen.value;
+  const metricOf = (key) =>
+    METRICS.get(key) ?? {
       name: nameOf(key),
       scale: key === "accuracy" ? 100 : 1,
       unit: key === "accuracy" ? "%" : "",
       digits: key === "accuracy" ? 1 : 4,
     };
+
+  function draw(width) {
     const rows = all.filter((row) => state.drawn.has(row));
-    const parts = PARTS.filter((part) => all.some((row) => curvesOf(row, part, key).length));
+    const parts = PARTS.filter((part) => has(part, keyOf(part)));
     const columns = parts.length > 1 && width >= 720 ? 2 : 1;
     const each = (width - 24 * (columns - 1)) / columns;
     const height = Math.min(340, Math.max(230, each * 0.6));
     const drawing = canvas(width, 0);
     const points = [];
     const epochs = rows.flatMap((row) =>
-      parts.flatMap((part) => curvesOf(row, part, key).flatMap((curve) => curve.points.map(([epoch]) => epoch))),
+      parts.flatMap((part) => curvesOf(row, part, keyOf(part)).flatMap((curve) => curve.points.map(([epoch]) => epoch))),
     );
     let bottom = 0;
     parts.forEach((part, place) => {
       const left = (place % columns) * (each + 24);
       const top = 44 + Math.floor(place / columns) * (height + 100);
       const box = { left: 48, right: each - 12, top, bottom: top + height };
-      const curves = rows.flatMap((row) => curvesOf(row, part, key).map((curve) => ({ row, ...curve })));
+      const metric = metricOf(keyOf(part));
+      const curves = rows.flatMap((row) => curvesOf(row, part, keyOf(part)).map((curve) => ({ row, ...curve })));
       const values = curves.flatMap((curve) => curve.points.map(([, value]) => value)).filter(known);
       const log = axis.value === "log" && values.some((value) => value > 0);
       const across = linear([0, epochs.length ? epochs.reduce((a, b) => Math.max(a, b)) : 1], [box.left, box.right]);
@@ -107,7 +113,7 @@ function curvesChart() {
     return {
       svg: drawing,
       points,
-      label: `${metric.name} by epoch of ${rows.length} runs, in ${parts.map((part) => titleOf(part)).join(" and ")}`,
+      label: `${nameOf(chosen.value)} by epoch of ${rows.length} runs, in ${parts.map((part) => titleOf(part)).join(" and ")}`,
     };
   }
 

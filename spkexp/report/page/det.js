@@ -55,7 +55,7 @@ function detChart() {
     const clip = svg(
       "clipPath",
       { id: "det-clip" },
-      svg("rect", { x: box.left, y: box.top - 6, width: side + 6, height: side + 6 }),
+      svg("rect", { x: box.left, y: box.top, width: side, height: side }),
     );
     const lines = svg(
       "g",

@@ -7,6 +7,10 @@ const lastPart = (key) => key.slice(key.lastIndexOf(".") + 1);
 function effectsChart() {
   const metric = METRICS.get(content.metric);
   const valueOf = (row) => content.rows[row].metrics[metric.key]?.value;
+  const runsOf = (row) => {
+    const runs = (content.rows[row].metrics[metric.key].of_seeds ?? []).filter(known);
+    return runs.length ? runs : [valueOf(row)];
+  };
   // Many numbers are put together in ranges, which have names of their own: `0.001–0.004`.
   const nameOf = (level) => (level.range ? level.name : shown(level.value));
   const isOf = (value, level) =>
@@ -24,7 +28,7 @@ function effectsChart() {
       .sort((a, b) => state.drawn.has(a) - state.drawn.has(b));
     // The interval of few runs may be far wider than all that was measured; it is then cut off at the edge.
     const levels = keys.flatMap((key) => content.effects[key].levels);
-    const measured = [...levels.map((level) => level.mean), ...rows.map(valueOf)];
+    const measured = [...levels.map((level) => level.mean), ...rows.flatMap(runsOf)];
     const [least, most] = spread(measured, { margin: 0.5 });
     const values = [
       ...measured,
@@ -68,26 +72,19 @@ function effectsChart() {
       const y = box.top + (place + 0.5) * 30;
       panel.append(text(left + names, y + 4, fitted(nameOf(level), names), "end"));
       for (const row of rows.filter((row) => isOf(content.rows[row].config[key], level))) {
-        const x = scale(valueOf(row));
-        const mark = marker(row, x, y + 8, 2.8);
-        panel.append(state.drawn.has(row) ? ofRow(row, mark) : svg("g", { class: "faint", "data-row": row }, mark));
-        points.push({ row, x, y: y + 8, lines: () => [name(row), ...told(key, level)] });
+        const marks = runsOf(row).map((value) => marker(row, scale(value), y + 8, 2.8));
+        const faint = { class: "faint", "data-row": row };
+        panel.append(state.drawn.has(row) ? ofRow(row, ...marks) : svg("g", faint, ...marks));
+        for (const value of runsOf(row)) {
+          const run = `${name(row)}, a run: ${metric.name} ${figure(value, metric)}`;
+          points.push({ row, x: scale(value), y: y + 8, lines: () => [run, ...told(key, level)] });
+        }
       }
-      if (known(level.low)) panel.append(...whisker(level, scale, y - 3));
+      if (known(level.low)) panel.append(...whisker([level.low, level.high], scale, y - 3, { kind: "effect" }));
       panel.append(svg("circle", { cx: scale(level.mean), cy: y - 3, r: 4.5, class: "effect" }));
       points.push({ row: null, x: scale(level.mean), y: y - 3, lines: () => told(key, level) });
     });
     return { panel, height: box.bottom + 62 - top };
-  }
-
-  // An interval, with an arrow where it goes on beyond the axis.
-  function whisker({ low, high }, scale, y) {
-    const [[least, most], [left, right]] = [scale.domain, scale.range];
-    const arrow = (x, size) => svg("path", { d: `M${x + size} ${y}l${-size} -4v8z`, class: "effect" });
-    const parts = [rule(low < least ? left : scale(low), y, high > most ? right : scale(high), y, "whisker effect")];
-    if (low < least) parts.push(arrow(left, -7));
-    if (high > most) parts.push(arrow(right, 7));
-    return parts;
   }
 
   function table() {

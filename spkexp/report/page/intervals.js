@@ -2,9 +2,9 @@
 
 const NARROW = 560; // below this width a name stands above its line, not beside it
 
-function dotWithEnds(row, x, y, ends, radius) {
-  const parts = ends ? [rule(ends[0], y, ends[1], y, "whisker")] : [];
-  return [...parts, marker(row, x, y, radius)];
+function dotWithEnds(row, value, ends, scale, y, radius) {
+  const parts = known(ends?.[0]) ? whisker(ends, scale, y) : [];
+  return [...parts, marker(row, scale(value), y, radius)];
 }
 
 function intervalsChart() {
@@ -17,21 +17,21 @@ function intervalsChart() {
     const rows = drawn()
       .filter((row) => known(entry(row)?.value))
       .sort((a, b) => sign * (entry(a).value - entry(b).value));
-    const values = rows.flatMap((row) => [
-      entry(row).value,
-      ...(entry(row).ci95 ?? []),
-      ...(entry(row).of_seeds ?? []),
-    ]);
+    const values = within(
+      rows.flatMap((row) => [entry(row).value, ...(entry(row).of_seeds ?? []).filter(known)]),
+      rows.flatMap((row) => entry(row).ci95 ?? []),
+    );
     const narrow = width < NARROW;
     const names = narrow ? 0 : Math.min(Math.max(40, ...rows.map((row) => textWidth(name(row)))), width * 0.28);
     const told = narrow ? 0 : Math.max(0, ...rows.map((row) => textWidth(verdict(row, metric))));
-    const each = narrow ? 40 : rows.length > 20 ? 22 : 28;
+    const each = narrow ? 44 : rows.length > 20 ? 22 : 28;
     const box = { left: names + 16, right: width - told - 24, top: 8, bottom: 8 + Math.max(rows.length, 1) * each };
     const scale = scaleFor(values, [box.left, box.right], isSkewed(values));
     const drawing = canvas(width, box.bottom + 46);
     const reference = tested(metric) && rows.includes(content.reference) ? entry(content.reference).ci95 : null;
     if (reference) {
-      const [low, high] = reference.map(scale);
+      const [least, most] = scale.domain;
+      const [low, high] = reference.map((end) => scale(Math.min(Math.max(end, least), most)));
       drawing.append(
         svg("rect", {
           x: low,
@@ -50,15 +50,16 @@ function intervalsChart() {
     const points = rows.map((row, place) => {
       const { value, ci95, of_seeds: seeds } = entry(row);
       const y = box.top + (place + (narrow ? 0.7 : 0.5)) * each;
+      const said = `${figure(value, metric, false)}${inBrackets(ci95, metric)}`;
       const label = narrow
-        ? text(box.left, y - 13, fitted(name(row), width * 0.62))
+        ? text(0, y - 13, fitted(name(row), width - textWidth(said) - 20))
         : text(names, y + 4, fitted(name(row), names), "end");
       const group = ofRow(row, label);
-      if (narrow) group.append(text(width - 8, y - 13, figure(value, metric), "end", "tick"));
+      if (narrow) group.append(text(width, y - 13, said, "end", "tick"));
       else group.append(text(box.right + 16, y + 4, verdict(row, metric), "start", "tick"));
       if (seeds?.length > 1)
         group.append(...seeds.filter(known).map((one) => rule(scale(one), y - 7, scale(one), y + 7, "seed")));
-      group.append(...dotWithEnds(row, scale(value), y, ci95?.map(scale), 5));
+      group.append(...dotWithEnds(row, value, ci95, scale, y, 5));
       drawing.append(group);
       return { row, x: scale(value), y, lines: () => lines(row, metric) };
     });
@@ -72,7 +73,7 @@ function intervalsChart() {
     const { value, ci95, difference } = content.rows[row].metrics[metric.key];
     let mark = "";
     if (row === content.reference && tested(metric)) mark = " reference";
-    else if (difference) mark = difference.significant ? " *" : " n.s.";
+    else if (difference) mark = difference.significant ? " †" : " n.s.";
     return `${figure(value, metric, false)}${inBrackets(ci95, metric)}${mark}`;
   }
 
@@ -145,10 +146,11 @@ function conditionsChart() {
     const rows = drawn().filter((row) => content.rows[row].conditions[column]);
     const of = (row) => content.rows[row].conditions[column];
     const conditions = [...new Set(rows.flatMap((row) => Object.keys(of(row))))];
-    const measured = rows
-      .flatMap((row) => Object.values(of(row)))
-      .flatMap((one) => [one.eer, ...(one.eer_ci95 ?? [])])
-      .filter(known);
+    const every = rows.flatMap((row) => Object.values(of(row))).filter((one) => known(one.eer));
+    const measured = within(
+      every.map((one) => one.eer),
+      every.flatMap((one) => one.eer_ci95 ?? []),
+    );
     const narrow = width < NARROW;
     const names = narrow ? 0 : Math.min(Math.max(30, ...conditions.map((one) => textWidth(one))), width * 0.25);
     const each = Math.max(34, rows.length * 9 + 14) + (narrow ? 18 : 0);
@@ -176,7 +178,7 @@ function conditionsChart() {
         if (!known(one?.eer)) return;
         const y = middle + (narrow ? 8 : 0) + (order - (rows.length - 1) / 2) * 9;
         const x = scale(one.eer);
-        drawing.append(ofRow(row, ...dotWithEnds(row, x, y, one.eer_ci95?.map(scale), 3.8)));
+        drawing.append(ofRow(row, ...dotWithEnds(row, one.eer, one.eer_ci95, scale, y, 3.8)));
         const ends = one.eer_ci95 ? `, 95 % interval ${between(one.eer_ci95, metric)}` : "";
         points.push({
           row,

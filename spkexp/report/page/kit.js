@@ -113,6 +113,15 @@ const isSkewed = (values, times = 8) => {
   const finite = values.filter(Number.isFinite);
   return finite.length > 1 && finite.every((value) => value > 0) && Math.max(...finite) / Math.min(...finite) > times;
 };
+// Values and the ends of their intervals, as far as an axis has room for: one that is as good as endless, such as a
+// minDCF between 0 and 1, must not squeeze all else into a corner. `whisker` then ends in an arrow.
+const WITHIN = 3;
+function within(values, ends) {
+  const low = values.reduce((a, b) => Math.min(a, b), Infinity);
+  const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  const cut = (end) => (low > 0 ? Math.min(Math.max(end, low / WITHIN), high * WITHIN) : end);
+  return [...values, ...ends.filter(known).map(cut)];
+}
 const scaleFor = (values, range, skewed) =>
   skewed ? logarithmic(spread(values, { log: true }), range) : linear(spread(values), range);
 
@@ -164,6 +173,21 @@ const text = (x, y, content, anchor = "start", kind = "label") =>
   svg("text", { x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor, class: kind }, content);
 const rule = (x1, y1, x2, y2, kind = "grid") =>
   svg("line", { x1: x1.toFixed(1), y1: y1.toFixed(1), x2: x2.toFixed(1), y2: y2.toFixed(1), class: kind });
+
+// An interval across `at`, with an arrow where it goes on beyond the axis.
+function whisker([low, high], scale, at, { upright = false, kind = "" } = {}) {
+  const [least, most] = scale.domain;
+  const [from, to] = [scale(Math.max(low, least)), scale(Math.min(high, most))];
+  const ends = upright ? [at, from, at, to] : [from, at, to, at];
+  const parts = [rule(...ends, `whisker ${kind}`)];
+  const arrow = (tip, size) => {
+    const d = upright ? `M${at} ${tip}l-4 ${-size}h8z` : `M${tip} ${at}l${-size} -4v8z`;
+    return svg("path", { d, class: `arrow ${kind}` });
+  };
+  if (low < least) parts.push(arrow(from, from < to ? -7 : 7));
+  if (high > most) parts.push(arrow(to, from < to ? 7 : -7));
+  return parts;
+}
 
 // Grid lines and numbers along a side of the box {left, right, top, bottom}.
 function axisBelow(box, scale, label, { ticks = scale.ticks((box.right - box.left) / 75), times = 1, labels } = {}) {
