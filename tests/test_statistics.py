@@ -57,7 +57,7 @@ def simulated(seed: int, speakers: int = 20, each: int = 20, per_pair: int = 4) 
 
 
 def test_replicates_are_the_metrics_of_repeated_trials() -> None:
-    score, target, enroll, test = simulated(0, speakers=10, each=8, per_pair=2)
+    score, target, enroll, test = simulated(0, speakers=10, each=8, per_pair=6)
     measures = Measures(score, target, [0.1], llr=True)
     bootstrap = SpeakerBootstrap(enroll, test, replicates=30)
     found = resample(measures, bootstrap)
@@ -74,6 +74,15 @@ def test_replicates_are_the_metrics_of_repeated_trials() -> None:
     optimism = [found.of(key).optimism for key in ("min_dcf.0.1", "min_cllr")]
     assert optimism == pytest.approx(np.mean(lowered, axis=0).tolist(), abs=1e-12)
     assert max(optimism) < -0.001
+
+
+def test_a_cost_that_a_few_errors_make_is_not_resampled() -> None:
+    """45 pairs of speakers, 90 non-targets: at .1 a cost of 1 is 10 false alarms, at .2 it is 22, at .9 10 misses."""
+    score, target, enroll, test = simulated(0, speakers=10, each=9, per_pair=2)
+    found = resample(Measures(score, target, [0.1, 0.2, 0.9], llr=True), SpeakerBootstrap(enroll, test, 30))
+    known = {key: bool(np.isfinite(found.of(key).speakers).all()) for key in found.keys}
+    assert not any(known[f"{cost}.{p}"] for cost in ("min_dcf", "act_dcf") for p in (0.1, 0.9))
+    assert all(known[key] for key in ("eer", "auc", "cllr", "min_dcf.0.2", "act_dcf.0.2"))
 
 
 def test_replicates_depend_on_seed_and_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,21 +130,56 @@ def drawn(deviation: float, *, about: float = 0.0, pairs: float = 0.0, n: int = 
     return Draws(about + deviation * sign, about + pairs * sign, num_speakers=n, **{"optimism": 0.0, **more})
 
 
+def around(centre: float, step: float) -> tuple[float, float]:
+    """log(x + step²/10centre) moves by step/(centre + step²/10centre) where x does by the step."""
+    pad = step * step / (10 * centre)
+    reach = step / (centre + pad)
+    return (centre + pad) * np.exp(-reach) - pad, (centre + pad) * np.exp(reach) - pad
+
+
 def test_interval_by_hand() -> None:
     # 41 speakers: 20 degrees of freedom, and V - 2P·41/61, over 39/41.
     low, high = interval(0.2, drawn(0.03, pairs=0.01))
     variance = (0.03**2 - 2 * 0.01**2 * 41 / 61) * 41 / 39
-    step = t.ppf(0.975, 20) * np.sqrt(variance) / (0.2 * 0.8)
-    logit = np.log(0.2 / 0.8)
-    assert (low, high) == pytest.approx((1 / (1 + np.exp(step - logit)), 1 / (1 + np.exp(-step - logit))))
+    step = t.ppf(0.975, 20) * np.sqrt(variance)
+    assert (low, high) == pytest.approx(around(0.2, step))
     # The pairs' part cannot be more than all of it: a third of V is left.
-    low, high = interval(0.2, drawn(0.03, pairs=0.03, bounded=False))
-    step = t.ppf(0.975, 20) * np.sqrt(0.03**2 / 3 * 41 / 39) / 0.2
-    assert (low, high) == pytest.approx((0.2 * np.exp(-step), 0.2 * np.exp(step)))
+    step = t.ppf(0.975, 20) * np.sqrt(0.03**2 / 3 * 41 / 39)
+    assert interval(0.2, drawn(0.03, pairs=0.03, bounded=False)) == pytest.approx(around(0.2, step))
     # Optimism of -0.05 moves the middle up and widens.
-    low, high = interval(0.2, drawn(0.03, bounded=False, optimism=-0.05))
-    step = t.ppf(0.975, 20) * np.sqrt(0.03**2 * 41 / 39 + 0.05**2) / 0.25
-    assert (low, high) == pytest.approx((0.25 * np.exp(-step), 0.25 * np.exp(step)))
+    step = t.ppf(0.975, 20) * np.sqrt(0.03**2 * 41 / 39 + 0.05**2)
+    assert interval(0.2, drawn(0.03, optimism=-0.05)) == pytest.approx(around(0.25, step))
+
+
+@pytest.mark.parametrize("optimism", [0.0, -1e-9])
+def test_interval_grows_with_the_error_and_does_not_explode(optimism: float) -> None:
+    deviations = np.geomspace(1e-5, 0.5, 200)
+    steps = t.ppf(0.975, 20) * np.sqrt(41 / 39) * deviations
+    for value in (0.001, 0.05, 0.3, 0.5, 0.8, 0.99, 0.999):
+        low, high = np.array([interval(value, drawn(one, optimism=optimism)) for one in deviations]).T
+        assert np.diff(low).max() <= 1e-15
+        assert np.diff(high).min() >= -1e-15
+        assert ((low >= 0) & (low < value) & (value < high) & (high <= 1)).all()
+        # A small error makes an even interval, whatever the scale; no scale stretches more than exp(√10/2) times.
+        assert (low[0], high[0]) == pytest.approx((value - steps[0], value + steps[0]), abs=0.03 * steps[0])
+        assert (np.maximum(value - low, high - value) <= np.exp(np.sqrt(10) / 2) * steps).all()
+
+
+def test_interval_of_a_cost_near_what_rejecting_everything_costs() -> None:
+    """A minDCF of .990 (.168 either way) is not 0 to 1."""
+    spread = 0.168 / (t.ppf(0.975, 20) * np.sqrt(41 / 39))
+    low, high = interval(0.989, drawn(spread, optimism=-1e-3))
+    assert (low, high) == (pytest.approx(around(0.990, 0.168)[0], abs=1e-4), 1.0)
+    assert 0.81 < low < 0.84
+    # At 1 nothing varies with the threshold held fast; what optimising finds in the replicates is left.
+    low, high = interval(1.0, drawn(0.0, about=1.0, optimism=-0.03))
+    assert (low, high) == (pytest.approx(around(1.0, t.ppf(0.975, 20) * 0.03)[0]), 1.0)
+
+
+def test_interval_of_a_quality_mirrors_that_of_an_error() -> None:
+    low, high = interval(0.99, drawn(0.02))
+    assert (low, high) == pytest.approx(tuple(1 - end for end in reversed(interval(0.01, drawn(0.02)))))
+    assert 0.99 - low > 3 * (high - 0.99)
 
 
 def test_no_interval_where_nothing_can_be_said() -> None:
@@ -143,7 +187,8 @@ def test_no_interval_where_nothing_can_be_said() -> None:
     assert interval(0.2, drawn(0.03, n=MIN_SPEAKERS - 1)) is None
     assert interval(0.2, drawn(0.0)) is None  # no replicate differs
     assert interval(0.0, drawn(0.03)) is None  # not one error
-    assert interval(1.0, drawn(0.03)) is None
+    assert interval(1.0, drawn(0.03)) is None  # an AUC without one error
+    assert interval(1.0, drawn(0.0)) is None
     assert interval(1.2, drawn(0.03, bounded=False)) is not None
 
 
@@ -188,10 +233,8 @@ def test_seeds_by_hand() -> None:
     speakers = 0.03**2 * 41 / 39
     variance = speakers + 0.0003
     freedom = variance**2 / (speakers**2 / 20 + 0.0003**2 / 2)
-    step = t.ppf(0.975, freedom) * np.sqrt(variance) / (0.23 * 0.77)
-    logit = np.log(0.23 / 0.77)
-    expected = (1 / (1 + np.exp(step - logit)), 1 / (1 + np.exp(-step - logit)))
-    assert interval(mean, draws) == pytest.approx(expected)
+    step = t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert interval(mean, draws) == pytest.approx(around(0.23, step))
     # One seed says nothing of seeds.
     assert interval(*combine_seeds(values[:1], [drawn(0.03)])) == pytest.approx(interval(0.20, drawn(0.03)))
     # Of two groups both add up.

@@ -42,20 +42,36 @@ def interval(value: float, draws: Draws) -> tuple[float, float] | None:
     """95 % interval of the metric on unlimited trials of unlimited speakers; None where there is too little to say so.
 
     It lies around the value less its optimism: the threshold of a minDCF is chosen on the very trials that it is
-    measured on, and with few errors that flatters. The scale is the logit of what lies in [0, 1], else the logarithm.
+    measured on, and with few errors that flatters. The scale is that of `_around`, above 0: minDCF and minCllr are no
+    more than cut off at 1, by rejecting everything. EER and AUC become 1 less that where all scores change their signs,
+    so what optimises nothing and lies in [0, 1] is measured from the end nearer to it.
+
     With one seed it says nothing of other seeds; with several (`combine_seeds`) it holds for new ones.
     """
     spread = _spread(draws)
-    if spread is None or spread.variance == 0 or value <= 0 or (draws.bounded and value >= 1):
+    if spread is None or spread.variance == 0:
         return None
-    centre = value - draws.optimism
-    if centre <= 0 or (draws.bounded and centre >= 1):
-        centre = value
-    step = _quantile(spread) * np.sqrt(spread.variance)
-    if draws.bounded:
-        place, step = np.log(centre / (1 - centre)), step / (centre * (1 - centre))
-        return float(1 / (1 + np.exp(step - place))), float(1 / (1 + np.exp(-step - place)))
-    return float(centre * np.exp(-step / centre)), float(centre * np.exp(step / centre))
+    centre, step = value - draws.optimism, _quantile(spread) * np.sqrt(spread.variance)
+    most = 1.0 if draws.bounded else np.inf
+    centre = min(centre, most)
+    if draws.bounded and draws.optimism == 0 and centre > 0.5:
+        ends = _around(1 - centre, step, most)
+        return ends and (1 - ends[1], 1 - ends[0])
+    return _around(centre, step, most)
+
+
+def _around(centre: float, step: float, most: float) -> tuple[float, float] | None:
+    """`centre` ± `step` on the scale of log(x + pad), cut off at 0 and at `most`; None where `centre` is 0.
+
+    The pad is next to nothing where the step is small. A step as large as the centre or larger, which a logarithm would
+    blow up (e¹⁰ where it is ten times the centre), it brings near that of a linear scale; a tenth leaves small error
+    rates the long upper tail that they need (benchmarks/coverage.py).
+    """
+    if centre <= 0:
+        return None
+    pad = step**2 / (10 * centre)
+    ratio = np.exp(step / (centre + pad))
+    return float(max((centre + pad) / ratio - pad, 0)), float(min((centre + pad) * ratio - pad, most))
 
 
 def difference(value_a: float, draws_a: Draws, value_b: float, draws_b: Draws) -> Difference | None:
