@@ -1,7 +1,6 @@
 """From the data section of a config to utterances and trials, everything checked."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp import build, distributed
+from spkexp.cores import cores
 from spkexp.data.classes import SPEAKER, labelled_set, require_no_lists
 from spkexp.data.cohort import cohort
 from spkexp.data.dataset import Reading
@@ -172,4 +172,4 @@ def num_workers(cfg: DictConfig, device: torch.device) -> int:
     """data.num_workers; null: none where the model itself needs the cores, else a share of those that we may use."""
     if cfg.data.num_workers is not None:
         return cfg.data.num_workers
-    return 0 if device.type == "cpu" else max(1, min(16, len(os.sched_getaffinity(0)) // distributed.on_this_node()))
+    return 0 if device.type == "cpu" else max(1, min(16, cores() // distributed.on_this_node()))

@@ -23,6 +23,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from spkexp import distributed
 from spkexp.agent import GRACE_SECONDS, Agent, environment
 from spkexp.cli import EXIT_USER, errors_to_exit_codes
+from spkexp.cores import cores
 from spkexp.errors import ConfigError, UserError
 from spkexp.interrupt import StopRequest
 from spkexp.lifeline import die_with
@@ -114,8 +115,7 @@ def run(cfg: DictConfig, resumed: bool, task: str = "spkexp.train:run") -> Outco
     global _launches
     nodes = Nodes.here(_launches)
     _launches += 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // cfg.trainer.nproc)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // cfg.trainer.nproc)))
     with tempfile.TemporaryDirectory(prefix="spkexp-launch-") as folder, StopRequest() as stop:
         OmegaConf.save(cfg, Path(folder, "config.yaml"))
         command = ("-c", _START, str(os.getpid()), folder, task, str(int(resumed)))

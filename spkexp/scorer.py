@@ -12,16 +12,13 @@ from spkexp.data.load import Data
 from spkexp.losses.head import Loss
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.classification import Classified, classify_all, closed_set
+from spkexp.scoring.extract import never
 from spkexp.scoring.summary import error_rates_of
 from spkexp.scoring.system import System
 from spkexp.scoring.verification import Extraction, Policy, Scored, score
 from spkexp.sections import Scoring
 from spkexp.step import TrainStep
 from spkexp.trial_results import check_reports
-
-
-def _never() -> bool:
-    return False
 
 
 class Scorer:
@@ -36,7 +33,7 @@ class Scorer:
         self.label, self.data, self.labels, self.device = cfg.data.label, data, labels, device
 
     def score(
-        self, model: SpeakerModel, evaluation: Mapping[str, EvaluationSet], should_stop: Callable[[], bool] = _never
+        self, model: SpeakerModel, evaluation: Mapping[str, EvaluationSet], should_stop: Callable[[], bool] = never
     ) -> dict[str, Scored]:
         """By name; the processes embed together, and the main one scores: the others have the embeddings alone.
 
@@ -62,7 +59,7 @@ class Scorer:
         self,
         step: TrainStep,
         evaluation: Mapping[str, EvaluationSet],
-        should_stop: Callable[[], bool] = _never,
+        should_stop: Callable[[], bool] = never,
         at: int = 0,
     ) -> dict[str, dict[str, Any]]:
         """By name, error rates without intervals, and what the head says of speakers that it knows.

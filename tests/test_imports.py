@@ -49,7 +49,7 @@ OF_AGENTS = "torch.distributed.elastic"
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
 LEAVES = (
     *("__init__", "errors", "types", "counter", "allocator", "bar"),
-    *("outcome", "lifeline", "lock", "whole_file", "exit_codes", "code_state"),
+    *("outcome", "lifeline", "lock", "whole_file", "exit_codes", "code_state", "cores"),
 )
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))

@@ -21,13 +21,18 @@ class Interrupted(Exception):
     """The caller asked to stop in the middle."""
 
 
+def never() -> bool:
+    """For what is not to be stopped."""
+    return False
+
+
 def embed(
     model: SpeakerModel,
     utterances: Utterances,
     reading: Reading,
     batch_seconds: float,
     num_workers: int,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = never,
     *,
     window: float | None = None,
     window_step: float | None = None,

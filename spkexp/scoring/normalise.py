@@ -1,7 +1,6 @@
 """Scores relative to those with a cohort of other speakers, so that one threshold suits all speakers and conditions."""
 
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from spkexp.cores import cores
 from spkexp.errors import UserError
 from spkexp.scoring.projection import Projected, blocks, mean_embeddings
 
@@ -144,7 +144,7 @@ class ScoreNormalisation:
             mean[rows] = block[:, lowest:].mean(axis=1, dtype=np.float64) + sides.offset[rows]
             deviation[rows] = block[:, lowest:].std(axis=1, dtype=np.float64)
 
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = cores()
         with ThreadPoolExecutor(threads) as pool:
             for block in blocks(len(sides), ROWS):
                 found = scores[: block.stop - block.start]

@@ -6,7 +6,6 @@ trials to be several times too narrow. A non-target trial belongs to two speaker
 vertices: Snijders and Borgatti 1999, "Non-parametric standard errors and tests for network statistics", draw vertices.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spkexp.cores import cores
 from spkexp.counter import generator
 from spkexp.scoring.measures import Measures
 from spkexp.scoring.metrics import Array
@@ -194,11 +194,6 @@ def _is_coarse(key: str, targets: int, nontargets: int) -> bool:
         return False
     odds = float(prior) / (1 - float(prior))
     return (nontargets * odds if odds <= 1 else targets / odds) < LEAST_ERRORS
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _blocks(total: int, size: int) -> list[range]:

@@ -15,17 +15,13 @@ from spkexp.data.trials import Trials
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.models.speaker import SpeakerModel
-from spkexp.scoring.extract import embed
+from spkexp.scoring.extract import embed, never
 from spkexp.scoring.projection import mean_embeddings
 from spkexp.scoring.system import Background, Scores, System
 from spkexp.scoring.trial_scores import TrialScores
 from spkexp.sections import Scoring
 
 log = logging.getLogger(__name__)
-
-
-def _never() -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Extraction:
     num_workers: int
 
     def embeddings(
-        self, model: SpeakerModel, name: str, utterances: Utterances, should_stop: Callable[[], bool] = _never
+        self, model: SpeakerModel, name: str, utterances: Utterances, should_stop: Callable[[], bool] = never
     ) -> NDArray[np.float32]:
         """(N, embedding_size), NaN where the policy lets an utterance be skipped. Raises UserError, and Interrupted."""
         settings = self.settings
@@ -152,7 +148,7 @@ class Extraction:
         return embeddings
 
     def background(
-        self, model: SpeakerModel, utterances: Utterances | None, should_stop: Callable[[], bool] = _never
+        self, model: SpeakerModel, utterances: Utterances | None, should_stop: Callable[[], bool] = never
     ) -> Background | None:
         """What a System is fitted on; None where the settings need none. Raises as `embeddings` does."""
         if utterances is None:
