@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def watch(run: Path, name: str, every: int, measure: Measure, poll_seconds: floa
                     continue
                 begun = time.monotonic()
                 metrics = measure(candidate)
-                distributed.decided_by_main(lambda: task.keep(metrics, time.monotonic() - begun))  # noqa: B023
+                distributed.decided_by_main(partial(task.keep, metrics, time.monotonic() - begun))
         finally:
             if distributed.is_main():
                 shutil.rmtree(task.candidate, ignore_errors=True)

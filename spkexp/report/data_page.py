@@ -30,7 +30,7 @@ def data_page(file: Path, description: Description, sample: Sample | None) -> No
     rows = 1 if sample is None or not sample.levels else 2
     figure = Figure(figsize=(12, 0.6 + 3.4 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     panels = figure.subplots(rows, 3, squeeze=False)
     splits = description.splits if len(description.splits) <= NAMES else {"all": description.all}
     label = description.label

@@ -36,7 +36,7 @@ def similarity_plot(file: Path, scores: Mapping[str, TrialScores], unit: str = "
 
     figure = Figure(figsize=(7.2, 0.6 + 3.2 * len(lists)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    figure.set_layout_engine("constrained", h_pad=0.1)
     every = np.concatenate([one.score for one in lists.values()])
     low, high = np.quantile(every, [_TAIL, 1 - _TAIL])
     margin = max(0.03 * (high - low), 1e-3)

@@ -140,7 +140,7 @@ def _read_parquet(file: Path) -> tuple[list[str], NDArray[Any]]:
     table = pl.read_parquet(file, columns=[_ID, _EMBEDDING])
     column = table[_EMBEDDING]
     if isinstance(column.dtype, pl.List):  # as other programs write them
-        column = column.list.to_array(int(column.list.len().max() or 0))  # type: ignore[arg-type]
+        column = column.list.to_array(int(column.list.len().to_numpy().max(initial=0)))
     return table[_ID].to_list(), column.to_numpy()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_plots(folder: Path, content: Mapping[str, Any]) -> None:
         "parallel-coordinates": lambda file: parallel_coordinates(file, content),
     }
     for cost in COSTS:
-        plots[f"against-{cost.replace('_', '-')}"] = lambda file, cost=cost: against_cost(file, content, cost)  # type: ignore[misc]
+        plots[f"against-{cost.replace('_', '-')}"] = partial(against_cost, content=content, cost=cost)
     for name, draw in plots.items():
         file = folder / f"{name}.png"
         if not draw(file):

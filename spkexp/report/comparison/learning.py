@@ -34,7 +34,7 @@ def learning_curves(file: Path, content: Mapping[str, Any]) -> bool:
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(4.3 * len(panels) + 0.2, 3.6)
-    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]
+    figure.set_layout_engine("constrained", w_pad=0.1)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     drawn: dict[int, str] = {}
     for panel, (part, key, name, scale) in zip(axes, panels, strict=True):

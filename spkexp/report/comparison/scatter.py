@@ -78,11 +78,14 @@ def label_points(
     Tried are places in growing circles around the point; from the second circle on a line leads to it. points: in data
     units; bars: (low, high) of each point's interval, or nothing.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
-    figure = axes.figure
-    figure.canvas.draw()  # the layout, without which nobody knows where a point is
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # the layout, without which nobody knows where a point is
+    renderer = canvas.get_renderer()
     frame, dots = axes.get_window_extent(renderer), figure.dpi / 72
     at = [axes.transData.transform(point) for point in points]
     taken = [Bbox.from_bounds(x - 3 * dots, y - 3 * dots, 6 * dots, 6 * dots) for x, y in at]
