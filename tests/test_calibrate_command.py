@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,3 +148,17 @@ def test_a_plot_of_ratios_that_mislead(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite"):
         calibration_plot(tmp_path / "none.png", {"nan": (np.full(40, np.nan), target)})
     assert not (tmp_path / "none.png").exists()
+
+
+def test_ratios_are_not_calibrated_again(runs: list[Path], command: Command, tmp_path: Path) -> None:
+    """A run of its own scoring.calibration=val has cosines of val and ratios of test: what one teaches misleads."""
+    again = tmp_path / "again"
+    shutil.copytree(runs[0], again)
+    results = json.loads((again / "results.json").read_text())
+    results["trials"] = {"test": {"eer": 0.1, "calibration": {"on": "val"}}}
+    (again / "results.json").write_text(json.dumps(results))
+    code, _, err = command(again, f"output={tmp_path / 'out'}")
+    assert code == 2
+    assert "its scores of test are log-likelihood ratios already" in err
+    assert "scoring.calibration=null output=DIR" in err
+    assert not (tmp_path / "out" / "results.json").exists()

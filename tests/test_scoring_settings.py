@@ -109,8 +109,13 @@ def test_scored_again(
     assert found["test"]["min_cllr"] <= found["test"]["cllr"]
     plda = again("scoring=plda", "scoring.plda.lda_size=4", "scoring.plda.whiten=false")["test"]
     assert {"cllr", "act_dcf"} <= set(plda)
-    whole = again("scoring.window=60")["test"]["eer"]
-    assert whole == pytest.approx(entry["eer"], abs=1e-6)  # one window holds all of it
+    whole = again("scoring.window=60")["test"]
+    assert whole["eer"] == pytest.approx(entry["eer"], abs=1e-6)  # one window holds all of it
+    assert not {"cllr", "act_dcf", "calibration"} & set(whole)  # nothing is left of the scoring before
+    in_the_way = tmp_path / "a file"
+    in_the_way.touch()
+    with pytest.raises(UserError, match=r"output=.*a file: cannot be written: .*; name another folder"):
+        evaluate(folder, Request(None, None, None, (), ()), in_the_way, torch.device("cpu"))
 
     # Another list, over the run's utterances; the calibration is learnt on the run's own.
     listed = tmp_path / "my list.txt"
