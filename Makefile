@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small operations on contended cores are slower with more threads than with one.
 TEST   := OMP_NUM_THREADS=1 $(RUN) -m pytest
 
-.PHONY: train test test-slow test-cuda soak lint format benchmarks clean
+.PHONY: train test test-slow test-cuda soak fuzz lint format benchmarks clean
 
 train: $(VENV)/.ready
 	$(RUN) -m spkexp.train $(ARGS)
@@ -26,6 +26,10 @@ test-cuda: $(VENV)/.ready-dev
 # Kills training a hundred times and compares what comes out with the same training left alone: a quarter of an hour.
 soak: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m tests.faults.soak $(ARGS)
+
+# Damaged files of every kind that is read, SECONDS of each; fuzz-findings/ keeps what brings a reader down.
+fuzz: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz seconds=$(or $(SECONDS),60) $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .

@@ -1,14 +1,37 @@
 """Arguments of the commands that compose no config: KEY=VALUE, checked against a pydantic model."""
 
 import sys
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 
 from spkexp.config import describe_error
 from spkexp.errors import ConfigError
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
+
+
+def _packages(value: object) -> object:
+    """(a, b.c), of `a,b.c` or `[a, b.c]`."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+        if not text:
+            return ()
+    return tuple(name.strip(" '\"") for name in text.split(","))
+
+
+def _are_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = next((name for name in names if not all(word.isidentifier() for word in name.split("."))), None)
+    if wrong is not None:
+        raise ValueError(f"expected packages, as in trust=mypackage or trust=[a,b.c], got {wrong!r}")
+    return names
+
+
+# What a command takes as trust=PACKAGE or trust=[A,B]: whose classes, beside spkexp's, a model may name.
+Trust = Annotated[tuple[str, ...], BeforeValidator(_packages), AfterValidator(_are_names)]
 
 
 def parse(

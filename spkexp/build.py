@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,28 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from spkexp import checkpoint
+from spkexp import checkpoint, saved_config
+from spkexp.allowance import Allowance
 from spkexp.augment.augmentation import Augmentation, FeatureAugmentation, described
 from spkexp.augment.chain import prepared
-from spkexp.config import run_time_arguments
+from spkexp.config import check_section, run_time_arguments
 from spkexp.data.corpora.noises import PLACE
 from spkexp.data.recordings import Bank
 from spkexp.data.sampler import Sampler
 from spkexp.data.utterances import Utterances
 from spkexp.errors import UserError
 from spkexp.losses.head import Head, Loss
+from spkexp.models import lora
 from spkexp.models.speaker import SpeakerModel
-from spkexp.signature import TargetError, holds_parts, owner_of, read_signature
+from spkexp.signature import holds_parts, read_signature
 
 log = logging.getLogger(__name__)
+
+
+# Values that the building of any model may need beside those of its weights: filters and windows of the features.
+_SPARE_VALUES = 1 << 23
 
 
 def build(node: DictConfig, path: str = "", **run_time: Any) -> Any:
@@ -117,16 +125,21 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     """(model in evaluation mode, its config, its checkpoint folder) of a run or checkpoint folder.
 
     Only classes of spkexp are built, and of the packages in `trust`: a config from elsewhere can name any function.
+    Raises UserError, also where the config describes another model than the weights are of.
     """
     folder = checkpoint.find(source)
-    cfg = checkpoint.load_config(folder)
-    for target in _targets(cfg.model):
-        _require_trusted(target, trust, folder / checkpoint.CONFIG)
+    cfg = checkpoint.load_config(folder, trust)
+    file = folder / checkpoint.CONFIG
+    tensors, _ = checkpoint.load_tensors(folder)
+    _check_nodes(cfg, "model", file)
     if "backend" in cfg.model.encoder:  # a choice for the machine that trained; the weights fit all
         cfg.model.encoder.backend = "auto"
-    speaker_model = model(cfg.model)
-    tensors, _ = checkpoint.load_tensors(folder)
+    speaker_model = _within(file, tensors, lambda: model(cfg.model))
+    if not isinstance(speaker_model, SpeakerModel):
+        raise UserError(f"{file}: model._target_: {type(speaker_model).__name__} is no speaker model")
     checkpoint.load_into(speaker_model, tensors, folder, "model")
+    if lora.merge(speaker_model):  # the same and faster, and what is made of it is a model without
+        cfg.model.encoder.lora_rank = 0
     return speaker_model.eval(), cfg, folder
 
 
@@ -135,38 +148,42 @@ def trained_head(cfg: DictConfig, folder: Path, embedding_size: int, trust: tupl
 
     As to `trust` see `trained_model`.
     """
-    for target in _targets(cfg.loss):
-        _require_trusted(target, trust, folder / checkpoint.CONFIG)
+    file = folder / checkpoint.CONFIG
+    saved_config.require_trusted(cfg, file, trust)
+    _check_nodes(cfg, "loss", file)
     classes = len(checkpoint.load_labels(folder))
     # Counts and steps shape the loss alone, never the scores that classify.
     counts = torch.ones(classes, dtype=torch.int64)
     run_time = {"num_classes": classes, "class_counts": counts, "steps_per_epoch": 1}
-    trained = _loss(cfg, {"embedding_size": embedding_size, **run_time})
-    checkpoint.load_into(trained, checkpoint.load_tensors(folder)[1], folder, "head")
+    tensors = checkpoint.load_tensors(folder)[1]
+    trained = _within(file, tensors, lambda: _loss(cfg, {"embedding_size": embedding_size, **run_time}))
+    checkpoint.load_into(trained, tensors, folder, "head")
     return trained.eval().classifier
 
 
-def _require_trusted(target: str, trust: tuple[str, ...], file: Path) -> None:
-    """Raise UserError unless `target` is a class that a model part of spkexp, or a package in `trust`, defines itself.
+def _check_nodes(cfg: DictConfig, section: str, file: Path) -> None:
+    """Raise UserError that lists what the nodes of a saved config have too much, too little, or of another type."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    mistakes = check_section(container, section)
+    if mistakes:
+        raise UserError("\n".join(f"{file}: {mistake}" for mistake in mistakes))
 
-    The first word of the path is not enough: `spkexp.build.torch.hub.load` walks through what a module imports.
+
+def _within(file: Path, tensors: Mapping[str, Tensor], make: Callable[[], Any]) -> Any:
+    """What `make` builds by the config `file`, which may need a few times the memory of `tensors`.
+
+    A config from elsewhere can ask for layers that no memory holds, or for values that no class of ours was tried with.
     """
-    allowed = ("spkexp.models", "spkexp.features", "spkexp.losses", *trust)
+    values = sum(tensor.numel() for tensor in tensors.values())
     try:
-        owner = owner_of(target)
-    except TargetError as error:
-        raise UserError(f"{file}: {error}; the config of a model may name classes only") from error
-    if not any(owner == package or owner.startswith(f"{package}.") for package in allowed):
-        raise UserError(
-            f"{file}: names {target}, which is no model of spkexp; if you trust it, pass trust={owner.split('.')[0]}"
-        )
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, DictConfig):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for key in node for target in _targets(node[key])]
-    return []
+        with Allowance(_SPARE_VALUES + 8 * values):
+            return make()
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file}: describes no model that can be built: {reason}") from error
 
 
 def loss(cfg: DictConfig, train: Utterances, embedding_size: int, steps_per_epoch: int) -> Loss:

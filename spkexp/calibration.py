@@ -1,6 +1,5 @@
 """Scores of runs to log-likelihood ratios, several runs fused, from the files that the runs left."""
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,13 @@ from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from spkexp import saved_config
 from spkexp.config import config_folder
 from spkexp.errors import UserError
+from spkexp.foreign import LABELS_BYTES, read_json
 from spkexp.report.calibration import calibration_plot, weights_table
 from spkexp.report.ratios import calibration_table
 from spkexp.scoring.calibrate import SCORE, calibrate
@@ -63,13 +63,10 @@ def _systems(folders: Sequence[Path]) -> list[System]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; RUN is a run folder, with scores/<trials>.txt")
-        try:
-            file = folder / "config.yaml"
-            config = OmegaConf.to_container(OmegaConf.load(file), resolve=True) if file.is_file() else {}
-            file = folder / "results.json"
-            results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+        file = folder / "config.yaml"
+        config = OmegaConf.to_container(saved_config.read(file)) if file.is_file() else {}
+        file = folder / "results.json"
+        results = read_json(file, LABELS_BYTES) if file.is_file() else {}
         if not isinstance(config, dict) or not isinstance(results, dict):
             raise UserError(f"{folder}: its config.yaml and results.json are not those of a run")
         found.append((folder, cast(dict[str, Any], config), results))

@@ -10,20 +10,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spkexp import durable
+from spkexp import durable, foreign, saved_config, sources
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,8 +30,7 @@ PORTABLE = (MODEL, CONFIG, LABELS)  # what a user of the trained model needs
 FILES = (*PORTABLE, STATE)
 LAST, PREVIOUS, BEST = "last", "previous", "best"  # in the folder `checkpoints` of a run
 HEAD = "head."  # the head's tensors are in the model file under this prefix
-_WEIGHTS = "step-*.safetensors"
-_UNWRITTEN = (OSError, RuntimeError, safetensors.SafetensorError)  # torch and safetensors have errors of their own
+UNWRITTEN = (OSError, RuntimeError, safetensors.SafetensorError)  # torch and safetensors have errors of their own
 
 
 def save(
@@ -50,37 +46,69 @@ def save(
     state: what training needs to go on; tensors, numbers, text and containers of them only.
     Raises UserError where the disk does not take it; the checkpoints that were there are then untouched.
     """
-    tensors = _tensors(model, head)
-    partial = durable.beside(folder, "partial")
+
+    def write(partial: Path) -> None:
+        _write_portable(partial, tensors_of(model, head), config, labels)
+        # Into a file of our own, for torch hides the reason why one of its own cannot be written.
+        with (partial / STATE).open("wb") as file:
+            torch.save(dict(state), file)
+
     former = folder.with_name(PREVIOUS) if folder.name == LAST else None
     try:
-        for left in (partial, durable.beside(folder.with_name(PREVIOUS), "partial")):
+        _write_in_one_go(folder, write, former)
+    except UNWRITTEN as error:
+        raise not_saved(folder, folder.parent, error) from error
+
+
+def save_portable(
+    folder: Path, model: nn.Module, head: nn.Module | None, config: DictConfig, labels: list[str]
+) -> None:
+    """Write what a user of the model needs, and nothing to go on training from, into `folder` in one go.
+
+    head: None where the model has none; `labels` is then empty. What was in a folder of that name is gone.
+    Raises UserError where the disk does not take it.
+    """
+    tensors = tensors_of(model, head)
+    try:
+        _write_in_one_go(folder, lambda partial: _write_portable(partial, tensors, config, labels), None)
+    except UNWRITTEN as error:
+        cause, remedy = durable.cause_and_remedy(error)
+        raise UserError(f"{folder}: cannot be written: {cause}; {remedy}") from error
+
+
+def _write_portable(folder: Path, tensors: dict[str, Tensor], config: DictConfig, labels: list[str]) -> None:
+    save_file(tensors, folder / MODEL)
+    OmegaConf.save(config, folder / CONFIG, resolve=True)
+    (folder / LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=0), encoding="utf-8")
+
+
+def _write_in_one_go(folder: Path, write: Callable[[Path], None], former: Path | None) -> None:
+    """Have `write` fill a folder, seal it and put it in the place of `folder`, which becomes `former`."""
+    partial = durable.beside(folder, "partial")
+    try:
+        for left in (partial, durable.beside(former or folder, "partial")):
             if left.exists():
                 shutil.rmtree(left)
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
         partial.mkdir(parents=True)
-        save_file(tensors, partial / MODEL)
-        OmegaConf.save(config, partial / CONFIG)
-        (partial / LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=0), encoding="utf-8")
-        # Into a file of our own, for torch hides the reason why one of its own cannot be written.
-        with (partial / STATE).open("wb") as file:
-            torch.save(dict(state), file)
+        write(partial)
         durable.seal(partial)
         durable.replace(partial, folder, former)
-    except _UNWRITTEN as error:
+    except UNWRITTEN:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _not_saved(folder, folder.parent, error) from error
+        raise
 
 
-def _tensors(model: nn.Module, head: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module, head: nn.Module | None) -> dict[str, Tensor]:
     """Those of both, on the CPU."""
     tensors = dict(model.state_dict())
-    tensors |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+    if head is not None:
+        tensors |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _not_saved(path: Path, checkpoints: Path, error: Exception) -> UserError:
+def not_saved(path: Path, checkpoints: Path, error: Exception) -> UserError:
     cause, remedy = durable.cause_and_remedy(error)
     before = any(os.path.isdir(checkpoints / name) for name in (LAST, BEST))
     untouched = "what was saved before is untouched; " if before else ""
@@ -153,9 +181,10 @@ def repaired(folder: Path) -> Path | None:
 def find(source: str | Path, name: str = BEST) -> Path:
     """The checkpoint folder that `source` means: a checkpoint folder itself, or checkpoints/`name` of a run folder.
 
-    A run without `name` gives its last. Raises UserError, also where the model in it is damaged.
+    What is far is fetched first, see `sources`. A run without `name` gives its last. Raises UserError, also where the
+    model in it is damaged.
     """
-    source = Path(source).expanduser()
+    source = sources.local(source)
     if not durable.there(source):
         raise UserError(f"{source}: no such run folder")
     if durable.there(source / MODEL) or durable.there(source / durable.SUMS):
@@ -164,6 +193,14 @@ def find(source: str | Path, name: str = BEST) -> Path:
         if (folder := repaired(source / "checkpoints" / candidate)) is not None:
             return _whole(folder)
     raise UserError(f"{source}: holds no checkpoint ({MODEL} or checkpoints/{name}/{MODEL}); give a run folder")
+
+
+def results_file(folder: Path) -> Path | None:
+    """Where the results of the checkpoint `folder` stand: beside the model where it was published, or in the run whose
+    best it is, for others were not measured; None: nowhere."""
+    run = folder.parent.parent if folder.name == BEST and folder.parent.name == "checkpoints" else folder
+    file = run / "results.json"
+    return file if file.is_file() else None
 
 
 def _whole(folder: Path) -> Path:
@@ -177,27 +214,25 @@ def _whole(folder: Path) -> Path:
     raise UserError(f"{folder}: {wrong}; {remedy}")
 
 
-def load_config(folder: Path) -> DictConfig:
-    """The config that stands in a run or checkpoint folder."""
+def load_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The config that stands in a run or checkpoint folder; it may name classes of spkexp and of the packages `trust`.
+
+    What it names is looked for nowhere. Raises UserError.
+    """
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder}: has no {CONFIG}, so it is no run folder")
-    try:
-        config = OmegaConf.load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file}: cannot be read ({_first_line(error)}); bring it back from a copy") from error
-    if not isinstance(config, DictConfig) or "model" not in config:
+    config = saved_config.read(file)
+    if not isinstance(config.get("model"), DictConfig):
         raise UserError(f"{file}: holds no config of a run; bring it back from a copy")
+    saved_config.require_trusted(config, file, trust)
     return config
 
 
 def load_labels(folder: Path) -> list[str]:
     """Names of the classes of the head, in the order of its outputs."""
     file = folder / LABELS
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({_first_line(error)}); bring it back from a copy") from error
+    labels = foreign.read_json(file, foreign.LABELS_BYTES)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise UserError(f"{file}: holds no list of names; bring it back from a copy")
     return labels
@@ -206,26 +241,23 @@ def load_labels(folder: Path) -> list[str]:
 def load_state(folder: Path) -> dict[str, Any]:
     """What `save` was given as `state`; runs no code from the file."""
     try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{folder / STATE}: cannot be read ({_first_line(error)}); resume from another checkpoint"
-        ) from error
+        return foreign.read_tensors(folder / STATE)
+    except UserError as error:
+        reason = _first_line(error.__cause__ or error)
+        raise UserError(f"{folder / STATE}: cannot be read ({reason}); resume from another checkpoint") from error
 
 
 def load_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(tensors of the model, tensors of the head)."""
-    return _split(_load(folder / MODEL))
+    return split(read_model(folder / MODEL))
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({_first_line(error)})") from error
+def read_model(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError."""
+    return foreign.read_tensors(file)
 
 
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
     head = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     return model, head
@@ -246,51 +278,5 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, wha
     module.load_state_dict(dict(tensors))
 
 
-def save_weights(folder: Path, step: int, model: nn.Module, head: nn.Module, keep: int) -> None:
-    """Write `folder`/step-<step>.safetensors for `average`, and remove all but the newest `keep`. Raises UserError."""
-    file = folder / f"step-{step:08d}.safetensors"
-    tensors = _tensors(model, head)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        durable.write(file, lambda partial: save_file(tensors, partial))
-        durable.prune(folder, _WEIGHTS, _weights(folder)[-keep:])
-    except _UNWRITTEN as error:
-        with suppress(OSError):  # what hindered the writing may hinder this, and the next pruning does it, too
-            durable.beside(file, "partial").unlink()
-        raise _not_saved(file, folder.parent, error) from error
-
-
-def drop_weights_after(folder: Path, step: int) -> None:
-    """Remove what `save_weights` wrote after `step`, for those steps are done again."""
-    if folder.is_dir():
-        kept = [file for file in _weights(folder) if int(file.stem.removeprefix("step-")) <= step]
-        durable.prune(folder, _WEIGHTS, kept)
-
-
-def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob(_WEIGHTS))
-
-
-def average(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Mean of what `save_weights` wrote, computed in float64: (tensors of the model, tensors of the head).
-
-    Integers, as counts of batches, are those of the last file. Raises UserError, also where a file is damaged.
-    """
-    if not files:
-        raise UserError("no weights were kept that could be averaged; trainer.average_last=null does without")
-    sums: dict[str, Tensor] = {}
-    for file in files:
-        if (wrong := durable.verify_file(file)) is not None:
-            raise UserError(f"{file.parent}: {wrong}; delete that file and resume: the others are averaged")
-        tensors = _load(file)
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if sums and shapes != {name: tensor.shape for name, tensor in sums.items()}:
-            raise UserError(f"{file}: has other tensors than {files[0]}; delete those of another model, then resume")
-        sums = {name: sums.get(name, 0) + tensor.double() for name, tensor in tensors.items()}
-    return _split(
-        {name: (sums[name] / len(files)).to(t.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    )
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,11 +1,14 @@
 """What a command line composes: conf/ with the overrides applied, and every mistake in them in our words."""
 
+import errno
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose
 from hydra._internal.hydra import Hydra
@@ -24,6 +27,7 @@ from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError
 from spkexp.override_errors import explain
 from spkexp.resume import twins
+from spkexp.trust import untrusted_of_hydra
 
 # Modules that an option of a group needs beside what is always installed; the extras are called the same.
 _EXTRAS = {
@@ -132,7 +136,8 @@ def parse_overrides(arguments: Sequence[str], parser: OverridesParser) -> tuple[
                     f"{key}: cannot read {value!r}; a value with blanks, commas, quotes or = is quoted: '{key}=\"…\"'"
                 )
             continue
-        is_group = Path(config_folder(), override.key_or_group).is_dir() and not override.is_delete()
+        # os.path takes a name that no disk can hold for one that is not there.
+        is_group = os.path.isdir(config_folder() / override.key_or_group) and not override.is_delete()
         if is_group and not override.is_sweep_override() and not isinstance(override.value(), str):
             mistakes.append(f"{key}: expected the name of a file in conf/{override.key_or_group}, got {value}")
         else:
@@ -200,7 +205,7 @@ def _values(override: Override) -> tuple[list[str], str | None]:
     given = str(override.input_line).partition("=")[2]
     if isinstance(value, Glob):
         folder = config_folder() / key
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             return [], f"{key}: {given} picks files of conf/, and conf/{key} is no group; list the values: {key}=A,B"
         names = list(override.sweep_string_iterator())
         there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
@@ -237,7 +242,12 @@ def _check_one(overrides: list[str]) -> Checked:
                 mistakes.append(mistake)
             appended += [override for override in bad if override not in remaining]
             remaining = bad
-    mistakes += _missing_extras()
+        except OSError as error:  # Hydra looks for a file of that name; some of its own errors are OSErrors, too
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            longest = max(remaining, key=len)
+            return None, [*mistakes, f"{longest[:80]}…: is longer than the name of a file can be"]
+    mistakes += _missing_extras() + _not_trusted_by_the_user(cfg, overrides)
     try:
         check(cfg)
     except ConfigError as error:
@@ -263,6 +273,15 @@ def _compose(overrides: list[str]) -> DictConfig:
         if names is not None:
             cfg.names = names
     return cfg
+
+
+def _not_trusted_by_the_user(cfg: DictConfig, overrides: list[str]) -> list[str]:
+    """A file of configs may be somebody else's: it cannot say whom to trust, and Hydra builds from its section, too."""
+    mistakes = untrusted_of_hydra(OmegaConf.to_container(cast(Any, HydraConfig.get()), resolve=False))
+    given = any(override.lstrip("+").partition("=")[0] == "trust" for override in overrides)
+    if OmegaConf.select(cfg, "trust") and not given:
+        mistakes.append("trust: counts on the command line alone, not in a file; give it there: trust=[PACKAGE]")
+    return mistakes
 
 
 def _missing_extras() -> list[str]:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 from spkexp.errors import ConfigError, UserError
 from spkexp.sections import Config
 from spkexp.signature import Part, Signature, TargetError, holds_parts, read_signature
+from spkexp.trust import untrusted
 
 # Arguments that a config never states: `spkexp.build` derives them from the data or from another module.
 RUN_TIME_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -42,12 +43,18 @@ def config_folder() -> Path:
 def check(cfg: DictConfig) -> None:
     """Raise one ConfigError that lists all mistakes of `cfg`, each with its dotted key and the remedy.
 
-    Sections are held against `spkexp.sections`, nodes with a `_target_` against the signature they name.
+    Sections are held against `spkexp.sections`, nodes with a `_target_` against the signature they name, which must be
+    that of a class of spkexp or of what cfg.trust lists: this the command line alone may fill in.
     """
     container, mistakes = _plain(cfg)
     mistakes += _check_sections(container)
+    trust = container.get("trust")
+    foreign = untrusted(container, [name for name in trust or [] if isinstance(name, str)])
+    mistakes += foreign
+    named = {mistake.partition(":")[0] for mistake in foreign}
     for path, node in _nodes(container):
-        mistakes += check_node(path, node)
+        if f"{path}._target_" not in named:  # what is not trusted is not even looked for
+            mistakes += [mistake for mistake in check_node(path, node) if mistake.partition(":")[0] not in named]
     data = container.get("data")
     if isinstance(data, dict) and data.get("corpus") is not None and data.get("manifest"):
         mistakes.append("data.manifest: this corpus has utterances of its own; add data=manifest to use a manifest")
@@ -56,6 +63,15 @@ def check(cfg: DictConfig) -> None:
             mistakes.append(f"{path}: missing; it needs a '_target_' that names a class")
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
+
+
+def check_section(container: Mapping[Any, Any], section: str) -> list[str]:
+    """Mistakes of the nodes below one section of a saved config, whose other sections may be of another version."""
+    mistakes = [m for path, node in _nodes(container.get(section), section) for m in check_node(path, node)]
+    for path in (section, *(path for path in REQUIRED_NODES if path.startswith(f"{section}."))):
+        if not _is_node(_at(container, path)):
+            mistakes.append(f"{path}: missing; it needs a '_target_' that names a class")
+    return mistakes
 
 
 def run_time_arguments(path: str) -> tuple[str, ...]:
@@ -78,7 +94,9 @@ def check_node(path: str, node: Mapping[str, Any]) -> list[str]:
     for key, value in node.items():
         if key == "_target_":
             continue
-        if key not in signature.types:
+        if not isinstance(key, str):
+            mistakes.append(f"{path}.{key}: {signature.name} takes arguments by name, and {key!r} is none")
+        elif key not in signature.types:
             if not signature.accepts_any:
                 known = [name for name in signature.types if name not in run_time or f"{path}.{name}" in REQUIRED_NODES]
                 mistakes.append(_unknown(f"{path}.{key}", key, signature.name, known, node))

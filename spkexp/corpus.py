@@ -1,6 +1,7 @@
 """From the data section of a config to utterances and trials, everything checked."""
 
 import logging
+import pkgutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def source(cfg: DictConfig) -> Source:
     if data.manifest is None:
         raise UserError("data: neither a corpus nor a manifest; use data=manifest data.manifest=FILE")
     return _manifest(data.manifest, root)
+
+
+def is_made(cfg: DictConfig) -> bool:
+    """Whether the data are not found but made where they are looked for."""
+    return cfg.data.corpus is not None and getattr(pkgutil.resolve_name(cfg.data.corpus._target_), "MADE", False)
 
 
 def _manifest(name: str, root: Path | None) -> Source:

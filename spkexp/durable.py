@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from spkexp.errors import UserError
+from spkexp.foreign import read_text
 
 SUMS = "SHA256SUMS"  # as coreutils write it: `sha256sum -c SHA256SUMS` in the folder checks it
 # Sizes stand in comments, which sha256sum skips: they tell what is truncated from what has changed, at no cost.
@@ -120,10 +122,10 @@ def verify_file(file: Path) -> str | None:
 
 def _wrong(folder: Path, wanted: Collection[str], sums: str = SUMS) -> Iterator[str]:
     try:
-        lines = (folder / sums).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return  # written by a version that kept no checksums
-    except (OSError, UnicodeDecodeError) as error:
+        if not os.path.lexists(folder / sums):
+            return  # written by a version that kept no checksums
+        lines = read_text(folder / sums).splitlines()
+    except UserError as error:
         yield f"{sums} cannot be read ({error})"
         return
     sizes = {match[2]: int(match[1]) for line in lines if (match := _SIZE.fullmatch(line))}
@@ -138,7 +140,10 @@ def _wrong(folder: Path, wanted: Collection[str], sums: str = SUMS) -> Iterator[
 def _compare(file: Path, size: int, expected: str) -> str | None:
     """What is wrong with `file` against its size in bytes and its SHA-256; None: nothing."""
     try:
-        found = file.stat().st_size
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without an end
+            return f"{file.name} is no plain file"
+        found = status.st_size
         if found != size:
             return f"{file.name} {'is truncated' if found < size else 'has changed'}: {found} of {size} bytes"
         return None if digest(file) == expected else f"{file.name} has changed since it was written (other checksum)"

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
+from spkexp import saved_config
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError, UserError
 from spkexp.sections import Config
@@ -25,6 +26,7 @@ RESULTS, ENVIRONMENT = "results.json", "environment.json"
 IMMATERIAL = (
     "resume",
     "run_dir",
+    "trust",
     "search",
     "tracking",
     "trainer.checkpoint_steps",
@@ -53,6 +55,7 @@ CHANGEABLE = (
     "data.trials",
     "data.on_error",
     "data.max_bad_fraction",
+    "distill.teacher",  # where it lies: another one's weights are refused
     "augment.musan",  # and every `root` below augment.waveform: where the files lie; other files are warned of
     "augment.rirs",
     "scoring",
@@ -87,9 +90,11 @@ def config_to_resume(run: str, overrides: list[str]) -> DictConfig:
         _move_roots(
             OmegaConf.select(cfg, "augment.waveform"), OmegaConf.select(cfg, bank), OmegaConf.select(changes, bank)
         )
+    cfg.trust = []  # what the folder says is for whoever trained it: the command line alone says it here
     merged = OmegaConf.merge(cfg, changes)
     assert isinstance(merged, DictConfig)
     merged.resume, merged.run_dir = None, str(folder)
+    saved_config.require_trusted(merged, file)
     try:
         check(merged)
     except ConfigError as error:
@@ -109,14 +114,9 @@ def config_of(folder: Path) -> DictConfig:
     if not file.is_file():
         raise UserError(f"resume: {folder} is no run folder, it has no config.yaml")
     try:
-        cfg = OmegaConf.load(file)
-    except Exception as error:  # yaml's and OmegaConf's own kinds
-        raise UserError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]}); checkpoints/last has a copy"
-        ) from error
-    if not isinstance(cfg, DictConfig):
-        raise UserError(f"{file}: is no config; checkpoints/last has a copy")
-    return cfg
+        return saved_config.read(file)
+    except UserError as error:
+        raise UserError(f"{error}; checkpoints/last has a copy") from error
 
 
 def with_todays_keys(cfg: DictConfig) -> tuple[DictConfig, list[str]]:

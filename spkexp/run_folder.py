@@ -112,7 +112,7 @@ def _create(folder: Path, cfg: DictConfig) -> Path:
             raise taken
         # Of two runs that come here at once, one makes the file.
         with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-            OmegaConf.save(cfg, file)
+            OmegaConf.save(cfg, file, resolve=True)
     except OSError as error:
         if isinstance(error, FileExistsError) and folder.is_dir():
             raise taken from None
@@ -133,7 +133,7 @@ def update_config(cfg: DictConfig, folder: Path) -> None:
         asked_auto = known.get("config") == _fingerprint_of_auto(folder)
         write_json(folder / ENVIRONMENT, known | {"config": auto if asked_auto else own})
     with replacing(folder / "config.yaml") as temporary:
-        OmegaConf.save(cfg, temporary)
+        OmegaConf.save(cfg, temporary, resolve=True)
 
 
 def _fingerprint_of_auto(folder: Path) -> str | None:

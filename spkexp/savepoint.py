@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spkexp import checkpoint, distributed
+from spkexp import checkpoint, distributed, kept_weights
 from spkexp.averages import MovingAverage
 from spkexp.errors import UserError
 from spkexp.meter import BadFiles
@@ -21,7 +21,7 @@ from spkexp.step import TrainStep
 log = logging.getLogger(__name__)
 WEIGHTS, EMA, AVERAGE = "weights", "ema", "average"  # whose weights are in a checkpoint
 RECENT = "recent"  # weights that are kept to be averaged
-_MODEL, _HEAD = "model.", "head."  # as the parts of a TrainStep are called
+_MODEL, _HEAD, _DISTILLATION = "model.", "head.", "distillation."  # as the parts of a TrainStep are called
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Origin:
     bank_digests: Mapping[str, str]  # of each bank of recordings, by its place in the config
     steps_per_epoch: int
     total_steps: int
+    teacher_digest: str | None = None  # of the weights that distill.teacher has
 
 
 class Savepoints:
@@ -63,6 +64,7 @@ class Savepoints:
             "data_digest": self.origin.data_digest,
             "bank_digests": dict(self.origin.bank_digests),
             "steps_per_epoch": self.origin.steps_per_epoch,
+            "teacher_digest": self.origin.teacher_digest,
             "processes": distributed.world_size(),
             "bad_files": self.bad_files.state(),
             "optimizer": self.optimizer.state_dict(),
@@ -70,6 +72,7 @@ class Savepoints:
             "ema": self.average.state() if self.average else None,
             "weights": weights,
             "trained": dict(own) if own is not None else None,
+            "distillation": _of_part(_DISTILLATION, own if own is not None else self.train_step.state_dict()),
         }
         step, origin = self.train_step, self.origin
         checkpoint.save(self.folder / name, step.model, step.head, origin.config, origin.labels, state)
@@ -78,14 +81,17 @@ class Savepoints:
         """Keep these weights, of the last `count`, for `averaged`."""
         if distributed.is_main():
             step = self.train_step
-            checkpoint.save_weights(self.folder / RECENT, self.position.step, step.model, step.head, count)
+            kept_weights.save(self.folder / RECENT, self.position.step, step.model, step.head, count)
 
     def averaged(self) -> dict[str, Tensor]:
         """The mean of what `keep` kept, by the names of the TrainStep's state_dict."""
         files = distributed.broadcast(sorted((self.folder / RECENT).glob("step-*.safetensors")))
-        model, head = checkpoint.average(files)
+        model, head = kept_weights.average(files)
         log.info("trainer.average_last: the mean of %d, of steps %s", len(files), _steps(files))
-        return _joined(model, head)
+        # What is learnt for the teacher's sake is no part of the model and goes on as it is.
+        return _joined(model, head) | {
+            name: value for name, value in self.train_step.state_dict().items() if name.startswith(_DISTILLATION)
+        }
 
     def load(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`. Raises UserError where its position means nothing for this run."""
@@ -93,8 +99,9 @@ class Savepoints:
         self._check(folder, state)
         tensors = state["trained"] or _joined(*checkpoint.load_tensors(folder))
         for part, module in ((_MODEL, self.train_step.model), (_HEAD, self.train_step.head)):
-            own = {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
-            checkpoint.load_into(module, own, folder, part.rstrip("."))
+            checkpoint.load_into(module, _of_part(part, tensors), folder, part.rstrip("."))
+        if learnt := state.get("distillation"):
+            checkpoint.load_into(self.train_step.get_submodule("distillation"), learnt, folder, "distillation")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
@@ -102,7 +109,7 @@ class Savepoints:
         self.bad_files.load(state["bad_files"])
         self.position.load(state["position"])
         if distributed.is_main():
-            checkpoint.drop_weights_after(self.folder / RECENT, self.position.step)
+            kept_weights.drop_after(self.folder / RECENT, self.position.step)
 
     def _check(self, folder: Path, state: dict[str, Any]) -> None:
         origin = self.origin
@@ -110,6 +117,11 @@ class Savepoints:
             raise UserError(
                 f"resume: the training utterances are not those that {folder} was trained on (other ids, speakers or "
                 "order), so its position in them means nothing; bring them back, or start anew with init_from"
+            )
+        if state.get("teacher_digest") != origin.teacher_digest:
+            raise UserError(
+                f"resume: distill.teacher={origin.config.distill.teacher} has other weights than the teacher that "
+                f"{folder} was trained with; bring those back, or start anew with init_from"
             )
         for place, digest in origin.bank_digests.items():
             if state["bank_digests"].get(place, digest) != digest:
@@ -141,6 +153,10 @@ def read_state(folder: Path) -> dict[str, Any]:
             "starts a new run from its encoder"
         )
     return state
+
+
+def _of_part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
 
 
 def _joined(model: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -179,6 +179,14 @@ class Scoring(Section):
         return self
 
 
+class Distill(Section):
+    teacher: Text | None
+    target: Literal["embedding", "scores"]
+    weight: Positive
+    temperature: Positive
+    clean: bool
+
+
 class Search(Section):
     """Which trial of a hyper-parameter search a run is; the sweeper fills it in."""
 
@@ -197,6 +205,7 @@ class Config(Section):
     data: Data
     augment: Augment
     loss: Node
+    distill: Distill
     trainer: Trainer
     tracking: Tracking
     scoring: Scoring
@@ -206,3 +215,4 @@ class Config(Section):
     run_dir: Text | None
     resume: Text | None
     init_from: Text | None
+    trust: list[Text]

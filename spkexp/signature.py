@@ -54,11 +54,7 @@ def read_signature(target: str) -> Signature:
         raise TargetError(f"'{target}' is not a class or function in a module")
     definition, owner = _find(module, attributes[0])
     if definition is None:
-        tree = _source(module)
-        # A module's own source says which names it has, unless it makes them as it runs.
-        if tree is not None and module.startswith("spkexp."):
-            names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
-            raise TargetError(f"module '{module}' has no '{attributes[0]}', but {', '.join(names)}")
+        _require_listed(module, attributes[0])
         return _imported_signature(module, attributes[0])
     if isinstance(definition, ast.ClassDef):
         return _describe(target, *_constructor(definition, owner), is_method=True)
@@ -75,13 +71,26 @@ def holds_parts(annotation: Any, value: object) -> bool:
     return any(isinstance(part, dict) and "_target_" in part for part in members)
 
 
+@cache
 def owner_of(target: str) -> str:
     """The module whose source defines the class that `target` names; nothing is imported. Raises TargetError."""
     module, attributes = _split(target)
-    definition, owner = _find(module, attributes[0]) if len(attributes) == 1 else (None, module)
+    if len(attributes) != 1:
+        raise TargetError(f"'{target}' is not a class in a module")
+    definition, owner = _find(module, attributes[0])
+    if definition is None:
+        _require_listed(module, attributes[0])
     if not isinstance(definition, ast.ClassDef):
-        raise TargetError(f"'{target}' is not a class of a module")
+        raise TargetError(f"'{target}' is not a class that the source of a module defines")
     return owner
+
+
+def _require_listed(module: str, name: str) -> None:
+    """Raise TargetError where `module` is of spkexp: its own source says which names it has."""
+    tree = _source(module)
+    if tree is not None and module.startswith("spkexp."):
+        names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+        raise TargetError(f"module '{module}' has no '{name}', but {', '.join(names)}")
 
 
 def _split(target: str) -> tuple[str, list[str]]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import sweep
+from spkexp import sources, sweep
 from spkexp.cli import hydra_command, set_up_logging
 from spkexp.errors import ConfigError
+from spkexp.model_choice import with_model_of_source
 from spkexp.outcome import Outcome
 from spkexp.report.finished import as_it_ended
 from spkexp.resume import AUTO, NEVER, config_to_resume, is_finished, last_run
@@ -22,9 +23,9 @@ PATHS = (
     ),
     "augment.musan",
     "augment.rirs",
-    "init_from",
     "run_dir",
 )
+SOURCES = ("init_from", "distill.teacher")  # paths, unless they are of the hub or the web
 
 
 def with_absolute_paths(cfg: DictConfig) -> DictConfig:
@@ -34,6 +35,9 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
     for key in (*PATHS, *(f"data.corpus.{key}" for key in own)):
         if (path := OmegaConf.select(cfg, key)) is not None:
             OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    for key in SOURCES:
+        if (source := OmegaConf.select(cfg, key)) is not None and not sources.is_remote(source):
+            OmegaConf.update(cfg, key, str(Path(source).expanduser().absolute()))
     _with_absolute_roots(cfg.augment.waveform)
     return cfg
 
@@ -55,8 +59,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Outcome | None:
     launched = "RANK" in os.environ
     if launched and cfg.trainer.nproc is not None:
         raise ConfigError(["trainer.nproc: torchrun starts the processes already; leave one of the two out"])
-    if resumed:
-        cfg = config_to_resume(cfg.resume, overrides)
+    cfg = config_to_resume(cfg.resume, overrides) if resumed else with_model_of_source(cfg, overrides)
     cfg = with_absolute_paths(cfg)
     if cfg.resume == AUTO and not launched and (found := last_run(cfg)) and is_finished(found):
         set_up_logging()

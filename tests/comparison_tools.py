@@ -49,7 +49,7 @@ def make_run(
 ) -> Path:
     """results: of results.json, beside what the scores give for the list test."""
     folder.mkdir(parents=True)
-    OmegaConf.save(compose_config(list(overrides)), folder / "config.yaml")
+    OmegaConf.save(compose_config(list(overrides)), folder / "config.yaml", resolve=True)
     found = {"parameters": 1_500_000, "train_seconds": 90.0, "utterances_per_second": 40.4, "trials": {}, **results}
     if scores is not None:
         found["trials"] = {"test": entry_of(scores), **found["trials"]}

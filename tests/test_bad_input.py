@@ -360,7 +360,7 @@ def test_paths_of_every_kind(make_corpus: Corpus, tmp_path: Path, run: Run) -> N
     for file in folder.rglob("config.yaml"):
         cfg = OmegaConf.load(file)
         del cfg.data.cache_dir, cfg.data.stage_dir, cfg.data.trials.models
-        OmegaConf.save(cfg, file)
+        OmegaConf.save(cfg, file, resolve=True)
         file.with_name("SHA256SUMS").unlink(missing_ok=True)
     done = run("evaluate", f"model={folder}")
     assert done.code == 0, done.err
@@ -408,7 +408,12 @@ def test_not_a_number_in_training(
     monkeypatch.syspath_prepend(str(tmp_path))
     manifest = make_corpus()
     folder = tmp_path / "run"
-    loss = ["loss=softmax", f"loss._target_=outside_losses.{name}", "trainer.checkpoint_steps=1"]
+    loss = [
+        "loss=softmax",
+        f"loss._target_=outside_losses.{name}",
+        "trust=[outside_losses]",
+        "trainer.checkpoint_steps=1",
+    ]
     done = run("train", *settings(manifest, folder, *loss, *more))
     assert done.code == 2
     # The third batch of the first epoch's order, which RandomSampler draws from (seed, epoch) = (0, 0).

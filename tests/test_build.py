@@ -32,7 +32,7 @@ def test_a_config_from_elsewhere_names_models_only(tmp_path: Path, target: str) 
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     cfg = compose_config([])
     cfg.model.encoder = {"_target_": target, "repo_or_dir": str(tmp_path), "model": "f", "source": "local"}
-    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
     with pytest.raises(UserError, match=r"config.yaml: "):
         build.trained_model(tmp_path)
     assert not (tmp_path / "pwned").exists()
@@ -55,8 +55,10 @@ def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tmp_path / "model.safetensors",
     )
     cfg.model.encoder["_target_"] = "mypackage.Mine"
-    OmegaConf.save(cfg, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match="pass trust=mypackage"):
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    with pytest.raises(
+        UserError, match=r"mypackage.Mine is no class of spkexp; if you trust that code: trust=\[mypackage\]"
+    ):
         build.trained_model(tmp_path)
     assert type(build.trained_model(tmp_path, ("mypackage",))[0].encoder).__name__ == "Mine"
 

@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed in range(3):
         folder = root / f"run {seed}"
         folder.mkdir()
-        OmegaConf.save(compose_config([f"seed={seed}"]), folder / "config.yaml")
+        OmegaConf.save(compose_config([f"seed={seed}"]), folder / "config.yaml", resolve=True)
         results = {"model": "ecapa", "data": "voices", "seed": seed, "parameters": 10 + seed, "trials": {}}
         (folder / "results.json").write_text(json.dumps(results))
         for number, name in enumerate(("val", "test")):

@@ -19,10 +19,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from spkexp import checkpoint, durable
+from spkexp import checkpoint, durable, kept_weights
 from spkexp.errors import UserError
 
-CONFIG = OmegaConf.create({"model": {"_target_": "x"}, "seed": 0})
+CONFIG = OmegaConf.create({"model": {"_target_": "spkexp.models.speaker.SpeakerModel"}, "seed": 0})
 FILES = ["SHA256SUMS", "config.yaml", "labels.json", "model.safetensors", "train_state.pt"]
 
 
@@ -591,7 +591,7 @@ class Counted(nn.Module):
 
 
 def keep_weights(folder: Path, step: int, value: float, keep: int = 3) -> None:
-    checkpoint.save_weights(folder, step, Counted(value, step), Counted(-value, 10 * step), keep)
+    kept_weights.save(folder, step, Counted(value, step), Counted(-value, 10 * step), keep)
 
 
 def test_the_last_weights_are_averaged(tmp_path: Path) -> None:
@@ -601,7 +601,7 @@ def test_the_last_weights_are_averaged(tmp_path: Path) -> None:
     files = sorted(recent.glob("*.safetensors"))
     assert [file.name for file in files] == [f"step-{step:08d}.safetensors" for step in (10, 100, 1000)]
     assert len(names(recent)) == 6  # and their checksums
-    model, head = checkpoint.average(files)
+    model, head = kept_weights.average(files)
     assert model["weight"].tolist() == [3.0] * 3
     assert (model["weight"].dtype, model["short"].dtype) == (torch.float32, torch.bfloat16)
     assert head["short"].tolist() == [-3.0] * 2
@@ -611,37 +611,37 @@ def test_the_last_weights_are_averaged(tmp_path: Path) -> None:
 def test_the_mean_is_taken_in_float64(tmp_path: Path) -> None:
     for step, value in enumerate((2.0**24, 1.0, 1.0)):
         keep_weights(tmp_path, step, value)
-    model, _ = checkpoint.average(sorted(tmp_path.glob("*.safetensors")))
+    model, _ = kept_weights.average(sorted(tmp_path.glob("*.safetensors")))
     expected = torch.tensor((2**24 + 2) / 3, dtype=torch.float64).float()  # float32 loses both ones
     assert model["weight"][0] == expected != torch.tensor(2.0**24) / 3
 
 
 def test_weights_of_steps_that_are_done_again(tmp_path: Path) -> None:
     recent = tmp_path / "recent"
-    checkpoint.drop_weights_after(recent, 0)  # there are none
+    kept_weights.drop_after(recent, 0)  # there are none
     for step in (1, 2, 3):
         keep_weights(recent, step, float(step), keep=5)
     (recent / "step-00000003.safetensors.partial").write_bytes(b"half")
-    checkpoint.drop_weights_after(recent, 2)
+    kept_weights.drop_after(recent, 2)
     assert names(recent) == [f"step-0000000{step}.safetensors{more}" for step in (1, 2) for more in ("", ".sha256")]
     keep_weights(recent, 2, 7.0, keep=5)
-    model, _ = checkpoint.average(sorted(recent.glob("*.safetensors")))
+    model, _ = kept_weights.average(sorted(recent.glob("*.safetensors")))
     assert model["weight"].tolist() == [4.0] * 3
 
 
 def test_damaged_weights_are_not_averaged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no weights were kept"):
-        checkpoint.average([])
+        kept_weights.average([])
     for step in (1, 2):
         keep_weights(tmp_path, step, float(step))
     files = sorted(tmp_path.glob("*.safetensors"))
     flip(files[0])
     with pytest.raises(UserError, match=r"step-00000001.safetensors has changed .*; delete that file and resume"):
-        checkpoint.average(files)
+        kept_weights.average(files)
     files[0].unlink()
-    checkpoint.save_weights(tmp_path, 3, *modules(1.0), 3)
+    kept_weights.save(tmp_path, 3, *modules(1.0), 3)
     with pytest.raises(UserError, match=r"step-00000003.safetensors: has other tensors than .*step-00000002"):
-        checkpoint.average(sorted(tmp_path.glob("*.safetensors")))
+        kept_weights.average(sorted(tmp_path.glob("*.safetensors")))
 
 
 def test_weights_that_cannot_be_written(run: Path) -> None:

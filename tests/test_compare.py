@@ -34,7 +34,7 @@ def entry(eer: float) -> dict[str, Any]:
 
 def make_run(folder: Path, overrides: list[str], trials: dict[str, Any] | None) -> Path:
     folder.mkdir(parents=True)
-    OmegaConf.save(compose_config(overrides), folder / "config.yaml")
+    OmegaConf.save(compose_config(overrides), folder / "config.yaml", resolve=True)
     if trials is not None:
         results = {"model": "m", "parameters": 1_500_000, "utterances_per_second": 40.4, "trials": trials}
         (folder / "results.json").write_text(json.dumps(results))
@@ -205,6 +205,7 @@ def test_the_metric_to_rank_by(tmp_path: Path) -> None:
 def test_runs_of_one_config_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = compose_config(["seed=1"])
+    OmegaConf.resolve(cfg)  # as every command does
     first = create(cfg).absolute()
     (alone,) = comparison(read_runs([first])).rows
     assert alone.name == f"ecapa_small {SEED_1[:4]}"
@@ -272,10 +273,10 @@ def test_a_sweep_stands_for_all_its_jobs(tmp_path: Path, command: Command) -> No
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"config.yaml": "a: ["}, "config.yaml cannot be read (while parsing a flow node), no results"),
-        ({"config.yaml": "- 1"}, "config.yaml is no config of a run, no results"),
-        ({"config.yaml": "a: ${b}"}, "config.yaml cannot be read (Interpolation key 'b' not found), no results"),
-        ({"config.yaml": "a: 1", "results.json": "{"}, "results.json cannot be read (Expecting property name"),
+        ({"config.yaml": "a: ["}, "config.yaml: cannot be read: while parsing a flow node"),
+        ({"config.yaml": "- 1"}, "config.yaml: holds no config of a run, no results"),
+        ({"config.yaml": "a: ${b}"}, "config.yaml: a: refused: ${…} is for configs that are composed, no results"),
+        ({"config.yaml": "a: 1", "results.json": "{"}, "results.json: cannot be read: Expecting property name"),
         ({"config.yaml": "a: 1", "results.json": "[]"}, "results.json has no trials, no results"),
         ({"config.yaml": "a: 1", "results.json": '{"trials": {"test": null}}'}, "no error rate for test; it has test"),
     ],

@@ -21,26 +21,29 @@ COMMANDS = (
     "profile",
     "export",
     "convert",
+    "publish",
 )
 # From the top down: a module imports from its own layer and from those below. A name stands for all below it.
 LAYERS = (
-    (*COMMANDS, "__main__"),
+    (*COMMANDS, "__main__", "__init__"),
     ("experiment", "evaluation", "calibration", "rescoring", "launch", "agent", "sweep", "sweep_signals"),
-    ("results", "scorer", "machine", "loss_setup", "watch"),
+    ("exporting", "conversion", "embedding", "diarization", "publishing", "model_card"),
+    ("inference",),
+    ("results", "scorer", "machine", "loss_setup", "initial_weights", "watch"),
     ("trial_results",),
     ("build", "corpus", "trainer"),
     ("validation", "savepoint", "batch_memory"),
     ("meter", "progress", "interrupt", "run_folder", "report", "watchdog", "pruning", "position", "step_trace"),
-    ("step", "checkpoint", "tracking", "wandb_run", "wandb_tables", "scoring", "cost", "non_finite"),
-    ("parameter_groups", "averages", "numerics", "durable", "changes"),
+    ("step", "checkpoint", "kept_weights", "tracking", "wandb_run", "wandb_tables", "scoring", "cost", "non_finite"),
+    ("parameter_groups", "averages", "numerics", "durable", "changes", "allowance"),
     ("data",),
     ("models", "losses", "augment", "schedule"),
-    ("features", "ops"),
+    ("features", "features_stft", "ops"),
 )
 # What a config says and how it is checked: below the entry points, and none of the business of LEARNING.
 SETTINGS = (
-    *("changes", "cli", "compose", "override_errors", "arguments", "overrides"),
-    *("resume", "config", "signature", "sections", "records"),
+    *("changes", "cli", "compose", "override_errors", "arguments", "overrides", "model_choice"),
+    *("resume", "config", "signature", "sections", "records", "trust", "saved_config"),
 )
 DISTRIBUTED = ("distributed", "agent_store")
 # What starts and watches the processes of a run, and is not one of them, needs torchrun's parts alone.
@@ -48,13 +51,14 @@ AGENTS = ("agent", "launch")
 OF_AGENTS = "torch.distributed.elastic"
 # No part of the order: they import nothing of spkexp but one another, and all may import them.
 LEAVES = (
-    *("__init__", "errors", "types", "counter", "allocator", "bar"),
+    *("errors", "types", "counter", "allocator", "bar"),
     *("outcome", "lifeline", "lock", "whole_file", "exit_codes", "code_state", "cores"),
+    *("foreign", "archives", "sources", "download"),
 )
 # What of spkexp each of these three may import.
 REACH = ((LEAVES, LEAVES), (SETTINGS, (*SETTINGS, *LEAVES)), (DISTRIBUTED, (*DISTRIBUTED, *LEAVES)))
 # Single-device code that sees neither Hydra, nor a config, nor a process group.
-LEARNING = ("models", "losses", "augment", "schedule", "features", "ops")
+LEARNING = ("models", "losses", "augment", "schedule", "features", "features_stft", "ops")
 FORBIDDEN_TO_LEARNING = ("hydra", "omegaconf", "torch.distributed", *(f"spkexp.{n}" for n in (*SETTINGS, *DISTRIBUTED)))
 
 Imports = dict[str, set[str]]  # module -> what it imports, dotted

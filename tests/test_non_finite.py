@@ -146,7 +146,7 @@ def trainer(folder: Path, kinds: list[int], **chosen: Any) -> Trainer:
             none = torch.zeros(3, dtype=torch.int64)
             yield Batch(rows, none, torch.full((3,), kind), torch.full((3,), step), none, [], [])
 
-    config = OmegaConf.create({"model": {"_target_": "x"}, "seed": 0})
+    config = OmegaConf.create({"model": {"_target_": "spkexp.models.speaker.SpeakerModel"}, "seed": 0})
     tracking = Tracking(wandb="off", project="p", entity=None, group=None, tags=[])
     return Trainer(
         train_step=net,

@@ -28,13 +28,13 @@ def edited(folder: Path, change: Callable[[DictConfig], Any]) -> None:
     cfg = OmegaConf.load(folder / "config.yaml")
     assert isinstance(cfg, DictConfig)
     change(cfg)
-    OmegaConf.save(cfg, folder / "config.yaml")
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
 
 
 def run_of(cfg: DictConfig, folder: Path, known_by: str | None) -> Path:
     """What a run leaves of its config. known_by: the fingerprint in environment.json; None: there is no such file."""
     folder.mkdir(parents=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     if known_by is not None:
         (folder / "environment.json").write_text(json.dumps({"config": known_by, "host": "ü"}), encoding="utf-8")
     return folder

@@ -302,6 +302,7 @@ def test_augmentation_from_outside(make_corpus: Corpus, tmp_path: Path) -> None:
     )
     ENVIRONMENT_WITH = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     arguments = [*TINY, f"data.manifest='{manifest}'", f"run_dir='{tmp_path}/run'", "trainer.max_steps=5", "seed=3"]
+    arguments.append("trust=[outside]")
     node = (
         "augment.waveform={_target_: spkexp.augment.chain.Parallel, keep_original: true, "
         "branches: {faded: {_target_: outside.Fade, probability: 1.0, low: 0.5}}}"

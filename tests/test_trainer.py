@@ -19,7 +19,7 @@ from spkexp.savepoint import Origin, Savepoints
 from spkexp.sections import Trainer as Settings
 from spkexp.validation import Validation
 
-CONFIG = OmegaConf.create({"model": {"_target_": "x"}, "seed": 0})
+CONFIG = OmegaConf.create({"model": {"_target_": "spkexp.models.speaker.SpeakerModel"}, "seed": 0})
 
 
 class Step(nn.Module):

@@ -32,7 +32,7 @@ class Training:
         self.folder, self.moves = folder, moves
         folder.mkdir()
         self.config = OmegaConf.create({"model": {"size": 1}})
-        OmegaConf.save(self.config, folder / "config.yaml")
+        OmegaConf.save(self.config, folder / "config.yaml", resolve=True)
         self.slept = 0
 
     def save(self, step: int) -> None:

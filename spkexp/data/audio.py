@@ -25,6 +25,8 @@ SAMPLE_RATE = 16_000
 # What the resampler must see on either side of a crop to give the samples that the whole file would give:
 # its filter is shorter than this. Measured: 20 ms suffice for 1e-6 from 8 kHz.
 RESAMPLE_MARGIN_SECONDS = 0.05
+# Decoded, that are held at once: 18 hours at 16 kHz. A header, or a flac of silence, says more in a few bytes.
+MAX_SAMPLES = 1 << 30
 
 
 class AudioInfo(NamedTuple):
@@ -136,9 +138,18 @@ def _read(decoder: Decoder, start: int, stop: int, total: int, sample_rate: int)
             f"{decoder.name}: samples {start} to {stop} asked for, but it has {total} at {sample_rate} Hz; "
             f"do the durations of the manifest belong to this file?"
         )
-    if decoder.sample_rate == sample_rate:
-        return _mono(decoder.read(start, stop - start))
-    return _read_resampled(decoder, start, stop, sample_rate)
+    count = (stop - start) * max(decoder.sample_rate / sample_rate * decoder.channels, 1.0)
+    if count > MAX_SAMPLES:
+        raise AudioError(
+            f"{decoder.name}: {stop - start:,} samples of {decoder.channels} channels are too many to read at once; "
+            "cut it, or give segments of it"
+        )
+    try:
+        if decoder.sample_rate == sample_rate:
+            return _mono(decoder.read(start, stop - start))
+        return _read_resampled(decoder, start, stop, sample_rate)
+    except MemoryError:
+        raise AudioError(f"{decoder.name}: there is no memory for {count:,.0f} samples") from None
 
 
 def durations(paths: Sequence[str], threads: int = 8) -> list[float | None]:

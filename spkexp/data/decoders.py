@@ -26,6 +26,8 @@ MP3_PREROLL = 12_000
 # Inside a shard, a file up to this size is read at once and decoded from memory: one request to a network
 # filesystem instead of several, and fewer calls back from the decoder.
 WHOLE_BYTES = 1 << 20
+# Hz, and channels, of what can be a recording of speech: at 1 Hz, a second would become 16,000 times as long.
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 1_000, 1_000_000, 1_024
 
 
 class Decoder(Protocol):
@@ -59,10 +61,20 @@ def open_decoder(path: str, part: Part | None = None) -> Decoder:
     except BaseException:
         os.close(descriptor)
         raise
-    if decoder.frames <= 0:
+    wrong = _implausible(decoder)
+    if wrong is not None:
         decoder.close()
-        raise AudioError(f"{name}: holds no samples")
+        raise AudioError(f"{name}: {wrong}")
     return decoder
+
+
+def _implausible(decoder: Decoder) -> str | None:
+    """What of a header cannot be, or would ask for memory without end; None: nothing."""
+    if decoder.frames <= 0:
+        return "holds no samples"
+    if not MIN_RATE <= decoder.sample_rate <= MAX_RATE or not 1 <= decoder.channels <= MAX_CHANNELS:
+        return f"its header says {decoder.sample_rate} Hz and {decoder.channels} channels, as no recording has"
+    return None
 
 
 def _recognise(path: str, name: str, descriptor: int, part: Part | None) -> Decoder:
@@ -89,10 +101,10 @@ def _recognise(path: str, name: str, descriptor: int, part: Part | None) -> Deco
         return SoundFileDecoder(name, descriptor, part, "wave", head)
     if head[:4] == b"fLaC":
         return SoundFileDecoder(name, descriptor, part, "flac", head)
-    # ISO media (m4a, mp4), EBML (webm, mkv), bare AAC
-    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or _is_adts(head):
+    if (demuxer := _of_ffmpeg(head)) is not None:
         # 'file:' keeps FFmpeg from taking a colon in the path for a protocol.
-        return AvDecoder(name, descriptor, f"file:{path}" if part is None else _file_of(name, descriptor, part))
+        source = f"file:{path}" if part is None else _file_of(name, descriptor, part)
+        return AvDecoder(name, descriptor, source, demuxer)
     return SoundFileDecoder(name, descriptor, part, "unknown", head)
 
 
@@ -200,6 +212,15 @@ class SoundFileDecoder:
         if self._file is not None:
             self._file.close()
         os.close(self._descriptor)
+
+
+def _of_ffmpeg(head: bytes) -> str | None:
+    """FFmpeg's demuxer for ISO media (m4a, mp4), EBML (webm, mkv) and bare AAC."""
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    return "aac" if _is_adts(head) else None
 
 
 def _is_adts(head: bytes) -> bool:

@@ -12,13 +12,15 @@ from spkexp.errors import AudioError
 
 # An AAC frame overlaps its neighbour: after a seek the first samples are wrong, so decoding starts this many early.
 AAC_PREROLL = 4096
+# PyAV keeps the planes of so many; a damaged AAC file that said 55 made it read beyond them.
+MAX_CHANNELS = 8
 
 
 class AvDecoder:
     """An open file's decoder, as `spkexp.data.decoders.Decoder` describes it.
 
     `name` is what errors call the file; `source` is what FFmpeg opens, a URL or a file that can seek; the `descriptor`
-    is closed with the decoder.
+    is closed with the decoder. `kind` is the name of FFmpeg's demuxer.
     """
 
     __slots__ = (
@@ -32,21 +34,27 @@ class AvDecoder:
         "sample_rate",
     )
 
-    def __init__(self, name: str, descriptor: int, source: str | BinaryIO | RawIOBase) -> None:
+    def __init__(self, name: str, descriptor: int, source: str | BinaryIO | RawIOBase, kind: str) -> None:
         self.name = name
         self._descriptor = descriptor
         try:
-            self._container = _open(source)
+            self._container = _open(source, kind)
         except (av.FFmpegError, ValueError) as error:
             raise AudioError(f"{name}: not readable as audio: {error}") from None
         if not self._container.streams.audio:
             self._container.close()
             raise AudioError(f"{name}: holds no audio stream")
         stream = self._container.streams.audio[0]
+        if stream.codec_context is None:
+            self._container.close()
+            raise AudioError(f"{name}: its audio is coded in a way that FFmpeg does not know")
         stream.codec_context.thread_count = 1
         self._stream = stream
         self.sample_rate: int = stream.sample_rate
         self.channels: int = stream.channels
+        if self.channels > MAX_CHANNELS:
+            self._container.close()
+            raise AudioError(f"{name}: its header says {self.channels} channels; at most {MAX_CHANNELS} are read")
         # Only ISO media count time in samples. Elsewhere FFmpeg guesses (bare AAC) or has milliseconds (webm), so
         # that the length must be counted and a seek would land beside its sample.
         time_base = stream.time_base or Fraction(0)
@@ -57,7 +65,7 @@ class AvDecoder:
             try:
                 self.frames = sum(frame.samples for frame in self._container.decode(stream))
                 self._container.close()
-                self._container = _open(source)
+                self._container = _open(source, kind)
                 self._stream = self._container.streams.audio[0]
             except av.FFmpegError as error:
                 raise AudioError(f"{name}: truncated or corrupt: {error}") from None
@@ -89,6 +97,8 @@ class AvDecoder:
         for frame in self._container.decode(self._stream):
             if first is None:
                 first = (frame.pts or 0) - origin if self._ticks_are_samples else 0
+            if frame.layout.nb_channels != self.channels:
+                raise AudioError(f"{self.name}: has {self.channels} channels, and later {frame.layout.nb_channels}")
             count += frame.samples
             blocks += [part.to_ndarray() for part in planar.resample(frame)]
             if first + count >= stop:
@@ -100,7 +110,8 @@ class AvDecoder:
         os.close(self._descriptor)
 
 
-def _open(source: str | BinaryIO | RawIOBase) -> av.container.InputContainer:
+def _open(source: str | BinaryIO | RawIOBase, kind: str) -> av.container.InputContainer:
+    """By the demuxer `kind` and from files alone: FFmpeg also knows playlists, which name others, and addresses."""
     if not isinstance(source, str):
         source.seek(0)
-    return av.open(source, "r")
+    return av.open(source, "r", format=kind, options={"protocol_whitelist": "file", "enable_drefs": "0"})

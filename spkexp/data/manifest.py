@@ -21,6 +21,8 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 _NUMBERS = {"duration": pl.Float64, "start": pl.Int64, "stop": pl.Int64, "offset": pl.Int64, "bytes": pl.Int64}
 
+_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeDecodeError, OSError, RecursionError)
+
 # Hz; what start and stop count samples at, whatever the rate of the file.
 SEGMENT_RATE = 16_000
 
@@ -80,8 +82,9 @@ def _read_file(source: Path) -> pl.DataFrame:
                 return _read_json(source)
             case ".parquet":
                 return pl.read_parquet(source, glob=False)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{source}: cannot be read as {source.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: cannot be read as {source.suffix[1:]}: {reason}") from error
     raise UserError(
         f"{source}: unknown kind of manifest; it must end in .csv, .tsv, .json or .parquet, or be a Kaldi folder"
     )
@@ -129,7 +132,7 @@ def _read_kaldi(folder: Path) -> pl.DataFrame:
                 raise UserError(f"{file}:{number}: is a command; write the audio to files and list those")
             keys.append(key)
             values.append(value.strip())
-        tables.append(pl.DataFrame({"id": keys, column: values}))
+        tables.append(pl.DataFrame({"id": keys, column: values}, schema={"id": pl.String, column: pl.String}))
     merged = tables[0].join(tables[1], on="id", how="left", maintain_order="left")
     missing = merged.filter(pl.col("speaker").is_null())
     if len(missing):

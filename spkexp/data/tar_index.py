@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import polars as pl
 
+from spkexp.archives import DAMAGED_TAR, is_plain, refuse_unsafe
 from spkexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def members(path: str, file: BinaryIO) -> Iterator[Member]:
             count += 1
             if not os.path.basename(name).startswith("."):
                 yield Member(name.removeprefix("./"), member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except DAMAGED_TAR as error:
         where = f" after {name!r}" if name is not None else ""
         kind = "is cut off or broken" if count else "is no tar, or broken from the beginning"
         raise UserError(
@@ -150,15 +151,11 @@ def _check_end(path: str, file: BinaryIO, position: int, size: int, count: int, 
 
 
 def _refuse_unsafe(path: str, member: tarfile.TarInfo) -> None:
-    name = member.name
-    if name.startswith("/") or ".." in name.split("/"):
-        raise UserError(f"{path}: refused: its member {name!r} points outside of the folder of the tar")
-    if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(f"{path}: refused: its member {name!r} is a link, a device or a sparse file, not a plain file")
+    refuse_unsafe(path, member.name, is_plain(member))
     try:
-        name.encode()
+        member.name.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: refused: the name of its member {name!r} is not UTF-8") from None
+        raise UserError(f"{path}: refused: the name of its member {member.name!r} is not UTF-8") from None
 
 
 def _labels(path: str, file: BinaryIO, member: Member, suffix: str) -> dict[str, str | None]:
@@ -171,7 +168,7 @@ def _labels(path: str, file: BinaryIO, member: Member, suffix: str) -> dict[str,
         if suffix != "json":
             return {f".{suffix}": content.decode().strip() or None}
         fields = json.loads(content)
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(f"{path}: its member {member.name!r} cannot be read as {suffix}: {error}") from None
     if not isinstance(fields, dict):
         raise UserError(f'{path}: its member {member.name!r} is no object; expected {{"speaker": …}}')

@@ -12,6 +12,7 @@ PCM_SCALE = np.float32(2.0**-15)
 # Data sizes that ffmpeg and sox write when they cannot seek back to fill in the header.
 UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFF000)
 PCM, EXTENSIBLE = 1, 0xFFFE
+MAX_CHUNKS = 10_000
 # Formats whose every frame has the same number of bytes: PCM, float, A-law, mu-law.
 LINEAR = (PCM, 3, 6, 7)
 
@@ -34,7 +35,7 @@ def wave_header(name: str, descriptor: int, base: int, size: int, head: bytes) -
     """
     position = 12
     layout: tuple[int, int, int, int, int] | None = None
-    while True:
+    for _ in range(MAX_CHUNKS):
         chunk = head[position : position + 48]
         if len(chunk) < 48:
             chunk = os.pread(descriptor, min(48, max(0, size - position)), base + position)
@@ -49,6 +50,8 @@ def wave_header(name: str, descriptor: int, base: int, size: int, head: bytes) -
                 tag = int.from_bytes(chunk[32:34], "little")  # the first bytes of the sub-format's GUID
             layout = tag, channels, rate, block, bits
         position += 8 + length + length % 2
+    else:
+        raise AudioError(f"{name}: a wav file with more than {MAX_CHUNKS} chunks before its samples")
     if layout is None:
         raise AudioError(f"{name}: a wav file without a format ('fmt ' chunk) before its samples")
     tag, channels, rate, block, bits = layout

@@ -7,8 +7,11 @@ emb.ark         Kaldi's binary vectors of float32, with emb.scp, which says wher
 """
 
 import logging
+import math
+import mmap
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spkexp.errors import UserError
+from spkexp.foreign import open_zip, require_proportion
+from spkexp.scoring import hdf5
 from spkexp.whole_file import replacing
 
 log = logging.getLogger(__name__)
@@ -72,7 +77,7 @@ def read_embeddings(file: Path) -> tuple[list[str], Embeddings]:
         raise UserError(f"{file}: no such file of embeddings")
     try:
         ids, embeddings = reader(file)
-    except (OSError, KeyError, ValueError, struct.error, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{file}: holds no embeddings ({reason}); expected `{_ID}`, N names, and `{_EMBEDDING}`, N x D numbers"
@@ -86,6 +91,11 @@ def check_format(file: Path) -> None:
     """Raise UserError where the extension of `file` is that of no format of embeddings."""
     _format(file)
 
+
+UNREADABLE = (
+    *(OSError, LookupError, ValueError, TypeError, RuntimeError, MemoryError, AttributeError, SyntaxError, EOFError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, pl.exceptions.PolarsError, pl.exceptions.PanicException),
+)
 
 Writer = Callable[[Path, pl.DataFrame, Embeddings], None]
 Reader = Callable[[Path], tuple[list[str], NDArray[Any]]]
@@ -114,8 +124,12 @@ def _write_hdf5(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> None
 def _read_hdf5(file: Path) -> tuple[list[str], NDArray[Any]]:
     import h5py
 
+    heaps = hdf5.heaps_of(file)
     with h5py.File(file, "r") as source:
-        return source[_ID].asstr()[:].tolist(), source[_EMBEDDING][:]
+        names, embeddings = (hdf5.dataset(file, source, name, heaps) for name in (_ID, _EMBEDDING))
+        if embeddings.dtype.kind not in "fiu":
+            raise ValueError(f"`{_EMBEDDING}` holds {embeddings.dtype}, no numbers")
+        return hdf5.texts(file, names), embeddings[:]
 
 
 def _write_npz(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> None:
@@ -126,8 +140,24 @@ def _write_npz(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> None:
 
 
 def _read_npz(file: Path) -> tuple[list[str], NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return arrays[_ID].tolist(), arrays[_EMBEDDING]
+    with open_zip(file) as archive:
+        ids, embeddings = (npy(file, archive, f"{name}.npy") for name in (_ID, _EMBEDDING))
+    if ids.dtype.kind != "U" or ids.ndim != 1 or embeddings.dtype.kind not in "fiu":
+        raise ValueError(f"`{_ID}` holds {ids.dtype} and `{_EMBEDDING}` {embeddings.dtype}")
+    return ids.tolist(), embeddings
+
+
+def npy(file: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of a NPZ; of no more values than the file can have."""
+    require_proportion(file, archive.getinfo(name).file_size)
+    with archive.open(name) as source:
+        version = np.lib.format.read_magic(source)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(source)
+    # Before the memory is asked for
+    require_proportion(file, math.prod(shape) * dtype.itemsize)
+    with archive.open(name) as source:
+        return np.lib.format.read_array(source, allow_pickle=False)
 
 
 def _write_parquet(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> None:
@@ -137,7 +167,8 @@ def _write_parquet(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> N
 
 
 def _read_parquet(file: Path) -> tuple[list[str], NDArray[Any]]:
-    table = pl.read_parquet(file, columns=[_ID, _EMBEDDING])
+    require_proportion(file, pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())
+    table = pl.read_parquet(file, columns=[_ID, _EMBEDDING], glob=False)
     column = table[_EMBEDDING]
     if isinstance(column.dtype, pl.List):  # as other programs write them
         column = column.list.to_array(int(column.list.len().to_numpy().max(initial=0)))
@@ -170,7 +201,10 @@ def _write_ark(file: Path, table: pl.DataFrame, embeddings: Embeddings) -> None:
 
 def _read_ark(file: Path) -> tuple[list[str], NDArray[Any]]:
     # Not by kaldiio, which unpickles what an archive has to be unpickled.
-    content = file.read_bytes()
+    with file.open("rb") as source:
+        if file.stat().st_size == 0:  # which cannot be mapped
+            return [], np.empty((0, 0), dtype=np.float32)
+        content = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
     ids, rows = list[str](), list[NDArray[Any]]()
     place = 0
     while place < len(content):

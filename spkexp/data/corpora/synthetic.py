@@ -40,6 +40,8 @@ class Synthetic:
     train_utterances, eval_utterances: of a speaker, dealt to its sessions in turn.
     """
 
+    MADE = True  # under whatever root it is given
+
     def __init__(
         self,
         train_speakers: PositiveInt,

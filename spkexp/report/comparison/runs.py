@@ -1,6 +1,5 @@
 """Runs as they are found on disk: their configs, their results, and what became of them."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from spkexp import saved_config
 from spkexp.errors import UserError
+from spkexp.foreign import LABELS_BYTES, read_json
 from spkexp.records import FINISHED, differences, records
 from spkexp.resume import environment_of
 
@@ -111,21 +110,25 @@ def _place(sweep: Path, run_dir: str) -> Path:
     return Path(run_dir)
 
 
+def _said_of(folder: Path, error: UserError) -> str:
+    """Without the folder, which is known, and without the remedy."""
+    text = str(error).removeprefix(f"{folder}/")
+    return text.rpartition("; ")[0] or text
+
+
 def _read_run(folder: Path, status: str | None, overrides: tuple[str, ...]) -> Run:
     """A damaged folder is a run without results, so that it does not keep the others from being compared."""
     try:
-        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        return Run(folder, {}, None, f"config.yaml cannot be read ({str(error).splitlines()[0]})", overrides)
-    if not isinstance(config, dict):
-        return Run(folder, {}, None, "config.yaml is no config of a run", overrides)
+        config = cast(dict[str, Any], OmegaConf.to_container(saved_config.read(folder / "config.yaml")))
+    except UserError as error:
+        return Run(folder, {}, None, _said_of(folder, error), overrides)
     file = folder / "results.json"
     if not file.is_file():
         return Run(folder, config, None, UNFINISHED if status in (None, FINISHED) else status, overrides)
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return Run(folder, config, None, f"results.json cannot be read ({error})", overrides)
+        results = read_json(file, LABELS_BYTES)
+    except UserError as error:
+        return Run(folder, config, None, _said_of(folder, error), overrides)
     if not (isinstance(results, dict) and isinstance(results.get("trials"), dict)):
         return Run(folder, config, None, "results.json has no trials", overrides)
     return Run(folder, config, results, status or FINISHED, overrides)
