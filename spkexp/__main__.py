@@ -7,12 +7,16 @@ from difflib import get_close_matches
 COMMANDS = {
     "train": "train an encoder, or go on with a run",
     "evaluate": "score a run on trials",
+    "embed": "embeddings of files, whole or in windows; who speaks when",
     "verify": "compare two recordings",
     "prepare": "list a corpus once, and convert it",
     "describe": "charts of a dataset: speakers, durations, levels",
     "calibrate": "make scores log-likelihood ratios, and fuse systems",
     "compare": "runs side by side: tables, plots, a page, wandb",
     "profile": "parameters, MACs, memory and speed of models",
+    "convert": "checkpoints of other toolkits as folders of this one",
+    "export": "a model as ONNX or a torch program",
+    "publish": "a model with its card to the Hugging Face hub",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from spkexp.arguments import parse
+from spkexp.arguments import Trust, parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.sections import Text
 from spkexp.types import PositiveInt
@@ -19,7 +19,8 @@ SYNOPSIS
   python -m spkexp.evaluate model=RUN watch=true [every=N] [trials=FILE]
 
 KEYS
-  model=RUN        a run folder (its best checkpoint) or a checkpoint folder
+  model=RUN        a run folder (its best checkpoint), a checkpoint folder, or a
+                   published model: user/name on the hub, an address
   trials=FILE      a trial a line, in any of these forms:
                      0|1 enroll test                   VoxCeleb, VoxSRC
                      enroll test target|nontarget      Kaldi
@@ -40,7 +41,7 @@ KEYS
                    scores than its own a folder below RUN/scoring/, which
                    compare takes as a run
   device=auto      auto, cpu or cuda
-  trust=PACKAGE    a package of yours whose classes the run's model may name
+  trust=PACKAGE    a package of yours, or [A,B], whose classes the run may name
   watch=true       while the run trains: score its checkpoints as they come, on
                    its validation trials or trials=FILE, and keep the best
   every=N          with watch: every so many epochs; default 1
@@ -73,7 +74,7 @@ class Arguments(BaseModel):
     root: Text | None = Field(None, alias="data.root")
     output: Text | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    trust: Text | None = None
+    trust: Trust = ()
     watch: bool = False
     every: PositiveInt | None = None
     scoring: list[str] = []
@@ -100,13 +101,13 @@ def main() -> None:
             Path(arguments.models) if arguments.models else None,
             arguments.root,
             tuple(arguments.scoring),
-            (arguments.trust,) if arguments.trust else (),
+            arguments.trust,
         )
         with distributed.processes(arguments.device) as device:
             if arguments.watch:
                 validate(Path(arguments.model), request, arguments.every or 1, device)
             else:
-                evaluate(Path(arguments.model), request, Path(arguments.output) if arguments.output else None, device)
+                evaluate(arguments.model, request, Path(arguments.output) if arguments.output else None, device)
 
 
 if __name__ == "__main__":

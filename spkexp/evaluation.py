@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, corpus, distributed
+from spkexp import build, checkpoint, corpus, distributed, sources
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
@@ -52,7 +52,7 @@ class Evaluation:
 
     def __init__(
         self,
-        source: Path,
+        source: str | Path,
         cfg: DictConfig,
         folder: Path,
         request: Request,
@@ -85,7 +85,7 @@ class Evaluation:
                 ) from error
             self.train, own, self.background = data.train, dict(data.evaluation), data.background
         if trials is not None:
-            listed, self.background = _listed(trials, request.models, cfg, folder)
+            listed, self.background = _listed(trials, request, cfg, folder)
             self.sets = {name: own[name] for name in own if name == on} | {listed.name: listed}
             self.reported = [listed.name]
         else:
@@ -110,14 +110,19 @@ class Evaluation:
         }
 
 
-def evaluate(source: Path, request: Request, output: Path | None, device: torch.device) -> None:
-    """Score `source` (a run or checkpoint folder) and write results; prints the table. Raises UserError."""
+def evaluate(source: str, request: Request, output: Path | None, device: torch.device) -> None:
+    """Score `source` (a run or another model's folder, here or afar) and write results; prints the table.
+
+    Raises UserError.
+    """
+    if output is None and sources.is_remote(source):
+        raise UserError(f"model={source}: is no folder of yours, where its results could go; give output=DIR")
     model, cfg, folder = build.trained_model(source, request.trust)
     model.to(device)
     evaluation = Evaluation(source, cfg, folder, request, device)
     # The results of a run are those of its best checkpoint; one that is named itself keeps its own. Other scores than
     # those that the run is configured for are another system's, which compare takes as one.
-    own = Path(source).expanduser()
+    own = sources.local(source)
     name = name_of(request.scoring)
     output = output or (own if name is None else own / "scoring" / name)
     distributed.decided_by_main(lambda: _make(output))
@@ -197,9 +202,7 @@ def _earlier(output: Path, source: Path, cfg: DictConfig, parameters: int) -> di
     return found | {"trials": {}}
 
 
-def _listed(
-    trials: Path, models: Path | None, cfg: DictConfig, folder: Path
-) -> tuple[EvaluationSet, Utterances | None]:
+def _listed(trials: Path, request: Request, cfg: DictConfig, folder: Path) -> tuple[EvaluationSet, Utterances | None]:
     """The list's trials over the run's own utterances, or over files where the run's data is not at hand; and the
     background that scoring asks for.
 
@@ -213,6 +216,8 @@ def _listed(
     ids = pl.Series("id", dtype=pl.String)
     train, away = None, ""
     try:
+        if request.root is not None and corpus.is_made(cfg):  # what lies in the user's folder is other recordings
+            raise UserError("its voices are made, and data.root is where those of the list lie")
         table, _ = corpus.table(cfg)
         train = split_table(table, label, split.by, split.fractions, split.seed)["train"]
         ids = train["id"]
@@ -238,7 +243,7 @@ def _listed(
             )
         return train
 
-    models_file = str(models) if models else None
+    models_file = str(request.models) if request.models else None
     found = from_list(
         trials.stem, str(trials), models_file, table, SPEAKER, cfg.data.root, Trained(sorted(heard), ids),
         corpus.kept_columns(cfg),

@@ -1,0 +1,174 @@
+"""A model goes to others, and comes back from there: the same embeddings, and nothing of the machine it is from."""
+
+import hashlib
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants
+
+from spkexp import build, checkpoint, durable, publish
+from spkexp.compose import compose_config
+from tests.archive_server import serving
+from tests.hub_server import TOKEN, Hub
+from tests.test_sources import ELSEWHERE, at, content
+
+RESULTS = {
+    "model": "conv1d", "data": "mine", "seed": 0, "parameters": 1234567, "classes": 2,
+    "trials": {
+        "val": {"num_trials": 1200, "eer": 0.05, "eer_ci95": [0.041, 0.062], "eer_threshold": 0.3,
+                "min_dcf": {"0.01": 0.5}, "min_dcf_ci95": {"0.01": [0.4, 0.6]}},
+        "few": {"num_trials": 9, "eer": 0.1, "eer_ci95": None, "min_dcf": {"0.01": 1.0}},
+        "blind": {"num_trials": 9},
+    },
+}  # fmt: skip
+OVERRIDES = [
+    *("model=conv1d", "model.encoder.channels=[8,8,8,8]", "loss=softmax", "trainer.epochs=7"),
+    *("data.root=/home/anna/corpora", "augment.musan=/home/anna/musan", "run_dir=/home/anna/x", "tracking.entity=anna"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder with a small model of random weights."""
+    monkeypatch.setenv("SPKEXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    cfg = compose_config(OVERRIDES)
+    torch.manual_seed(0)
+    model = build.model(cfg.model)
+    folder = tmp_path / "my run"
+    head = torch.nn.Linear(model.embedding_size, 2)
+    checkpoint.save_portable(folder / "checkpoints/best", model, head, cfg, ["anna", "zoë"])
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    found = Hub()
+    at(monkeypatch, found.url)
+    yield found
+    found.close()
+
+
+def publishing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["publish", *arguments])
+    try:
+        publish.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def embedding(source: str | Path) -> torch.Tensor:
+    model, _, _ = build.trained_model(source)
+    wave = torch.sin(torch.arange(16000) / 7)[None]
+    with torch.inference_mode():
+        return model(wave, torch.tensor([16000]))
+
+
+def test_a_folder_for_others(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        publishing(monkeypatch, f"model={run}", "licence=CC-BY-4.0", "output=öffentlich", "description=Of my corpus.")
+        == 0
+    )
+    folder = tmp_path / "öffentlich"
+    assert torch.equal(embedding(folder), embedding(run))
+    assert checkpoint.load_labels(folder) == ["anna", "zoë"]
+    assert durable.verify(folder, [file.name for file in folder.iterdir() if file.name != durable.SUMS]) is None
+    assert json.loads((folder / "results.json").read_text()) == RESULTS
+    text = {name: value.decode() for name, value in content(folder).items() if name != "model.safetensors"}
+    assert not [name for name, value in text.items() if "/home/anna" in value or str(tmp_path) in value]
+    config = checkpoint.load_config(folder)
+    assert (config.data.root, config.augment.musan, config.run_dir, config.tracking.entity) == (None,) * 4
+    assert config.trainer.epochs == 7
+    for wrong, message in ((f"model={run}", "is there already"), ("model=nix", "no such run folder")):
+        assert publishing(monkeypatch, wrong, "licence=mit", "output=öffentlich") == 2, message
+
+
+def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing(monkeypatch, f"model={run}", "licence=cc-by-4.0", "output=made", "description=Of my corpus.")
+    _, head, body = (tmp_path / "made/README.md").read_text().split("---\n", 2)
+    meta = yaml.safe_load(head)
+    assert meta["license"] == "cc-by-4.0"
+    measured = {r["dataset"]["name"]: r["metrics"][0]["value"] for r in meta["model-index"][0]["results"]}
+    assert measured == {"synthetic, val": 5.0, "synthetic, few": 10.0}
+    assert "Of my corpus." in body
+    assert "| val | 1,200 | 5.00 | 4.10–6.20 | 0.500 (0.400–0.600) |" in body
+    assert "| few | 9 | 10.00 |  | 1.000 |" in body
+    assert "1.23 M parameters, 2 classes in training." in body
+    assert "| `trainer.epochs` | `7` |" in body
+    assert "| `model.encoder.channels` | `[8, 8, 8, 8]` |" in body
+    assert "cc-by-4.0. The recordings" in body
+    assert not re.search(r"data\.root|entity|musan", body)
+
+
+def test_without_labels_nobody_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing(monkeypatch, f"model={run}", "licence=mit", "output=made", "labels=false")
+    assert torch.equal(embedding("made"), embedding(run))
+    assert checkpoint.load_labels(tmp_path / "made") == []
+    assert checkpoint.load_tensors(tmp_path / "made")[1] == {}
+    assert "classify" not in (tmp_path / "made/README.md").read_text()
+
+
+def test_an_archive_for_the_web(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publishing(monkeypatch, f"model={run}", "licence=mit", "output=out/model.tar.gz")
+    file = tmp_path / "out/model.tar.gz"
+    fragment = f"model.tar.gz#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"
+    assert fragment in capsys.readouterr().out
+    with tarfile.open(file) as archive:
+        assert {(member.uid, member.uname) for member in archive} == {(0, "")}
+    with serving() as server:
+        server.files["/model.tar.gz"] = file.read_bytes()
+        assert torch.equal(embedding(f"{server.url}/{fragment}"), embedding(run))
+
+
+def test_to_the_hub_and_back(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = (f"model={run}", "licence=mit", "to=me/ecapa")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert publishing(monkeypatch, *to) == 2
+    assert "the hub answers 401" in (err := capsys.readouterr().err)
+    assert "hf auth login" in err
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert publishing(monkeypatch, *to, "private=true") == 0
+    assert 'spkexp.load("me/ecapa")' in capsys.readouterr().out
+    assert hub.private == {"me/ecapa"}
+    assert {*hub.repositories["me/ecapa"][-1]} >= {"model.safetensors", "config.yaml", "labels.json", "README.md"}
+    assert 'spkexp.load("me/ecapa")' in hub.repositories["me/ecapa"][-1]["README.md"].decode()
+    assert torch.equal(embedding("me/ecapa"), embedding(run))
+    assert publishing(monkeypatch, *to) == 0  # a new version of what is there
+    at(monkeypatch, ELSEWHERE)
+    assert torch.equal(embedding("me/ecapa"), embedding(run))  # by the cache
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "licence: missing; give it as licence=VALUE"),
+        (["licence=mit"], "give to=USER/NAME"),
+        (["licence=mit", "output=x", "private=true"], "give to=USER/NAME, too"),
+        (["licence=mit", "to=a b"], "is no name of a repository on the hub"),
+        (["licence=mit", "to=me/ecapa"], "to=me/ecapa: the hub cannot be reached"),
+        (["licence=mit", "output=/proc/x"], "output=/proc/x: cannot be written"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at(monkeypatch, ELSEWHERE)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert publishing(monkeypatch, f"model={run}", *arguments) == 2
+    assert message in capsys.readouterr().err
