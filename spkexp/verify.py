@@ -1,14 +1,12 @@
 """`python -m spkexp.verify`: do two recordings hold the same speaker?"""
 
-import json
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict
 
-from spkexp.arguments import parse
-from spkexp.cli import errors_to_exit_codes
+from spkexp.arguments import Trust, parse
+from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.errors import ConfigError
 from spkexp.sections import Text
 
@@ -21,9 +19,18 @@ SYNOPSIS
 
 DESCRIPTION
   Prints the cosine of the two embeddings, from -1 to 1, and the decision at
-  the threshold where the run's validation trials had their equal error rate.
+  the threshold where the run's validation trials had their equal error rate,
+  which is told with its 95 % interval. There is no decision where the run's
+  own scores are no plain cosines.
+
+  RUN is a run folder, whose best checkpoint is taken, a checkpoint or another
+  folder with a model, an archive at https://HOST/FILE#sha256=HEX, or
+  USER/NAME on the Hugging Face hub.
+
   Other sample rates are resampled and channels averaged. trust names a
   package of yours whose classes the run's model may name.
+
+  The same from Python: spkexp.load(RUN).verify(A, B)
 """
 
 
@@ -33,7 +40,7 @@ class Arguments(BaseModel):
     model: Text
     recordings: Annotated[list[Text], Len(0)] = []
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    trust: Text | None = None
+    trust: Trust = ()
 
 
 def main() -> None:
@@ -44,28 +51,16 @@ def main() -> None:
             raise ConfigError(
                 [f"expected two recordings, got {len(arguments.recordings)}: verify model=RUN A.wav B.wav"]
             )
-        from spkexp import build, distributed
-        from spkexp.scoring.pair import compare
+        from spkexp.inference.loading import load
 
-        with distributed.processes(arguments.device) as device:
-            model, _, _ = build.trained_model(arguments.model, (arguments.trust,) if arguments.trust else ())
-            value = compare(model.to(device), *arguments.recordings)
-        print(f"score {value:.4f}")
-        threshold = _threshold(Path(arguments.model).expanduser())
+        set_up_logging()
+        model = load(arguments.model, arguments.device, trust=arguments.trust)
+        score, same, threshold, reason = model.verify(*arguments.recordings)
+        print(f"score {score:.4f}")
         if threshold is None:
-            print("no decision: the run has no validation results, so there is no threshold")
+            print(f"no decision: {reason}")
         else:
-            verdict = "same speaker" if value > threshold else "different speakers"
-            print(f"{verdict} (threshold {threshold:.4f}, at the equal error rate of the run's validation trials)")
-
-
-def _threshold(folder: Path) -> float | None:
-    """That of the validation trials in the results of `folder`; a checkpoint that is named itself has none."""
-    file = folder / "results.json"
-    if not file.is_file():
-        return None
-    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
-    return trials.get("val", {}).get("eer_threshold")
+            print(f"{'same speaker' if same else 'different speakers'} (threshold {threshold:.4f}, {reason})")
 
 
 if __name__ == "__main__":

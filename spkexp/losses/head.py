@@ -76,6 +76,16 @@ class Head(Loss):
     def scores(self, embedding: Tensor) -> Tensor:
         """(B, num_classes) score of each class for embeddings (B, embedding_size) in float32, without any margin."""
 
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """(B, K) natural logarithm of the probability of each class, given that it is one of the K.
+
+        scores: (B, K), those of all classes or of some.
+
+        Softmax, whose cross-entropy estimates the classes' posteriors (Bridle 1990), of what the loss takes a softmax
+        of, without any margin: here of the scores. A head whose scores are something else says so.
+        """
+        return F.log_softmax(scores, dim=1)
+
     @abstractmethod
     def loss(self, scores: Tensor, label: Tensor, step: int) -> Tensor:
         """Scalar loss of `scores` (B, num_classes), mean over the batch; label: (B,) class index."""

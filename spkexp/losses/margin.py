@@ -79,6 +79,10 @@ class MarginSoftmax(MarginHead):
         logits = self.scale * self.shift_others(scores, target, margin).scatter(1, target, shifted)
         return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
 
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Of s·cos θ: the loss with a margin of 0 is their cross-entropy (Wang et al. 2018, CosFace, eq. 3)."""
+        return F.log_softmax(self.scale * scores, dim=1)
+
     @abstractmethod
     def shift(self, cosine: Tensor, margin: float) -> Tensor:
         """The true class's cosine (any shape, in [-1, 1]) with the margin taken off."""

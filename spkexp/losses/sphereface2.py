@@ -56,6 +56,14 @@ class SphereFace2(MarginHead):
         )
         return terms.sum(dim=1).mean()
 
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Each class has a binary classifier, σ(z_j) with z_j = r g(cos θ_j) + b; without a margin p = n = g(cos θ_j).
+
+        Given that exactly one of them is right, P(j) ∝ σ(z_j) Π_{i≠j} (1 - σ(z_i)) ∝ e^{z_j}: a softmax, from which b
+        cancels, and with it how λ weighs the two kinds of error.
+        """
+        return F.log_softmax(self.scale * self._spread(scores), dim=1)
+
     def adjusted(self, cosine: Tensor, margin: float) -> tuple[Tensor, Tensor]:
         """(p, n) of cosines of any shape, each were it the true class's and another's."""
         if self.margin_type == "C":
