@@ -1,8 +1,7 @@
-"""pyannote.audio's XVectorSincNet, with random weights, gives the same embeddings as our SincTDNN."""
+"""pyannote.audio's networks with random weights: a converted checkpoint gives their embeddings of speech."""
 
 import importlib
 import os
-import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model_tools import count, randomise_norms, relative_error, speaker_model
+from tests.conversion_tools import converted, embedded, listed, shapes_of, speech
+from tests.model_tools import count, randomise_norms, relative_error
 
 REMEDY = (
     "git clone https://github.com/pyannote/pyannote-audio; "
@@ -60,31 +60,11 @@ def xvector(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("pyannote.audio.models.embedding.xvector")
 
 
-RENAMED = [
-    ("sincnet.wav_norm1d.", "encoder.waveform_norm."),
-    ("sincnet.conv1d.0.filterbank.low_hz_", "encoder.filterbank.low_hz"),
-    ("sincnet.conv1d.0.filterbank.band_hz_", "encoder.filterbank.band_hz"),
-    ("sincnet.conv1d.1.", "encoder.convolutions.0."),
-    ("sincnet.conv1d.2.", "encoder.convolutions.1."),
-    ("sincnet.norm1d.", "encoder.instance_norms."),
-]
-
-
-def renamed(name: str) -> str:
-    """pyannote.audio's name of a tensor -> ours."""
-    for theirs, ours in RENAMED:
-        name = name.replace(theirs, ours)
-    layer = re.match(r"tdnns\.(\d+)\.(.*)", name)  # convolution, leaky ReLU, batch normalisation, and again
-    if layer:
-        index, part = divmod(int(layer[1]), 3)
-        return f"encoder.{('layers', None, 'norms')[part]}.{index}.{layer[2]}"
-    return name
-
-
 @pytest.mark.parametrize("stride", [10, 5])
-def test_sinctdnn(xvector: ModuleType, stride: int) -> None:
+def test_sinctdnn(xvector: ModuleType, stride: int, tmp_path: Path, shared_data: Path) -> None:
     torch.manual_seed(0)
     theirs = xvector.XVectorSincNet(sincnet={"stride": stride}).eval()
+    assert shapes_of(theirs) == listed("pyannote_sinctdnn").shapes
     randomise_norms(theirs)
     filterbank = theirs.sincnet.conv1d[0].filterbank
     nn.init.normal_(theirs.sincnet.wav_norm1d.bias, 0.0, 0.2)
@@ -94,25 +74,39 @@ def test_sinctdnn(xvector: ModuleType, stride: int) -> None:
     with torch.no_grad():  # negative ones too: they count as their magnitudes
         for edges in (filterbank.low_hz_, filterbank.band_hz_):
             edges += torch.randn_like(edges) * 100
-    ours = speaker_model("sinctdnn", sinc_stride=stride).eval()
-    ours.pooling.variance_floor = 1e-12  # theirs has none, which shows in two frames
-    buffers = ("filterbank.window_", "filterbank.n_")
-    state = {renamed(name): tensor for name, tensor in theirs.state_dict().items() if not name.endswith(buffers)}
-    ours.load_state_dict(state, strict=True)
+    arguments = {"sincnet": {"stride": stride, "sample_rate": 16000}, "dimension": 512}
+    ours = converted(tmp_path, "pyannote", {"state_dict": theirs.state_dict(), "hyper_parameters": arguments})
 
     assert count(ours) == count(theirs) == 4_346_366
     assert relative_error(ours.encoder.filterbank.filters(), filterbank.filters()) < 1e-5
     # one more frame than the shortest: of one frame their deviation is NaN
-    for samples in (ours.encoder.receptive_field + 27 * stride, 16000, 32001):
-        waveform = torch.randn(2, samples) * 0.1 + 0.05
+    shortest = 0.05 + torch.randn(1, ours.encoder.receptive_field + 27 * stride) * 0.1
+    for waveform in (shortest, *speech(shared_data)):
         frames = ours.encoder(waveform.unsqueeze(1), None)[0].shape[2]
-        assert frames == theirs.num_frames(samples)
+        assert frames == theirs.num_frames(waveform.shape[1])
         with torch.no_grad():
             expected = theirs(waveform.unsqueeze(1))
-            assert relative_error(ours(waveform, torch.tensor([samples] * 2)), expected) < 1e-5
+        error = relative_error(embedded(ours, waveform), expected)
+        print(f"SincTDNN, stride {stride}, {waveform.shape[1] / 16000:.1f} s: {error:.1e}")
+        assert error < 1e-4
     with FlopCounterMode(display=False) as theirs_counted:
         theirs(waveform.unsqueeze(1))
     with FlopCounterMode(display=False) as ours_counted:
-        ours(waveform, torch.tensor([samples] * 2))
+        embedded(ours, waveform)
     # Theirs counts the filters times time, too: four products of 40 bands and half of 251 samples.
     assert ours_counted.get_total_flops() == theirs_counted.get_total_flops() - 4 * 2 * 40 * 125
+
+
+def test_resnet(xvector: ModuleType, tmp_path: Path, shared_data: Path) -> None:
+    wespeaker = importlib.import_module("pyannote.audio.models.embedding.wespeaker")
+    torch.manual_seed(0)
+    theirs = wespeaker.WeSpeakerResNet34().eval()
+    randomise_norms(theirs)
+    ours = converted(tmp_path, "pyannote", {"state_dict": theirs.state_dict()})
+    assert count(ours) == count(theirs) == 6_634_336
+    for waveform in speech(shared_data):
+        with torch.no_grad():
+            expected = theirs(waveform.unsqueeze(1))
+        error = relative_error(embedded(ours, waveform), expected)
+        print(f"WeSpeakerResNet34, {waveform.shape[1] / 16000:.1f} s: {error:.1e}")
+        assert error < 1e-4
