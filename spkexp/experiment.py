@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, corpus, distributed, durable, numerics, run_folder
+from spkexp import build, checkpoint, corpus, distributed, durable, initial_weights, numerics, run_folder
 from spkexp.augment.augmentation import Signal
 from spkexp.batch_memory import largest_batch_size
 from spkexp.cli import set_up_logging
 from spkexp.data.dataset import Batch, Crops, Parts, loader
 from spkexp.errors import UserError
 from spkexp.interrupt import Stopped, StopRequest
-from spkexp.loss_setup import check_loss, take_classes
+from spkexp.loss_setup import check_loss, distillation, teacher_of
 from spkexp.machine import check_machine
 from spkexp.meter import BadFiles, Meter
 from spkexp.outcome import Outcome
@@ -84,6 +84,7 @@ class Experiment:
         self.augmentation = build.augmentation(augment.waveform, "augment.waveform", rate)
         self.augment_features = build.augmentation(augment.features, "augment.features", rate)
         self.banks = self.augmentation.banks if self.augmentation else ()
+        teacher = teacher_of(self.cfg)
         self.data = corpus.data(self.cfg)
         if not distributed.all_have(self.data.train.digest()):
             raise UserError(
@@ -102,10 +103,13 @@ class Experiment:
             {bank.place: bank.digest for bank in self.banks},
             self.sampler.steps_per_epoch,
             min(last, self.settings.max_steps or last),
+            durable.digest(teacher / checkpoint.MODEL) if teacher is not None else None,
         )
         found = distributed.decided_by_main(self._newest) if resumed else None
-        self.train_step = self._build_step(found is None, self.origin.steps_per_epoch)
-        check_loss(self.cfg, self.train_step.head, self.sampler)
+        self.train_step = step = self._build_step(found is None, self.origin.steps_per_epoch, announce=True)
+        check_loss(self.cfg, step.head, self.sampler)
+        if teacher is not None:
+            step.distillation = distillation(self.cfg, teacher, step.model, step.head, self.labels, self.device)
         if self.settings.compile:
             numerics.compile_encoder(self.train_step.model, self.device)
         self.trainer = self._build_trainer(resumed, found)
@@ -141,7 +145,7 @@ class Experiment:
         """Put a number in the place of "auto" in the config: a run goes on with the batches that it began with."""
         if self.cfg.trainer.batch_size != "auto":
             return
-        began_with = checkpoint.load_config(self.folder).trainer.batch_size if resumed else "auto"
+        began_with = checkpoint.load_config(self.folder, self.cfg.trust).trainer.batch_size if resumed else "auto"
         if began_with != "auto":
             self.cfg.trainer.batch_size = self.settings.batch_size = int(began_with)
             return
@@ -164,22 +168,21 @@ class Experiment:
         self.settings.batch_size = largest_batch_size(step, seconds, rows, self.settings, classes, most, together)
         self.cfg.trainer.batch_size = self.settings.batch_size
 
-    def _build_step(self, pretrained: bool, steps_per_epoch: int) -> TrainStep:
-        """Model and head with their initial weights, of which the published ones are read only if `pretrained`."""
-        cfg = self.cfg
+    def _build_step(self, pretrained: bool, steps_per_epoch: int, announce: bool = False) -> TrainStep:
+        """Model and head with their initial weights, of which those of others are read only if `pretrained`.
+
+        announce: say what of them was taken.
+        """
+        cfg, source = self.cfg, None
         torch.manual_seed(cfg.seed)
         model = build.model(cfg.model)
-        head = None
         if pretrained and cfg.init_from is not None:
-            folder = checkpoint.find(cfg.init_from)
-            tensors, head = checkpoint.load_tensors(folder)
-            checkpoint.load_into(model, tensors, folder, "model")
-            log.info("encoder from %s", folder)
+            source = initial_weights.take(cfg, model, announce)
         elif pretrained:
             distributed.main_first(model.load_pretrained)  # one process downloads
         loss = build.loss(cfg, self.data.train, model.embedding_size, steps_per_epoch)
-        if head is not None:
-            take_classes(loss, head, self.labels, checkpoint.load_labels(folder))
+        if source is not None:
+            source.take_classes(loss, self.labels, announce)
         return TrainStep(model, loss, self.augmentation, self.augment_features).to(self.device)
 
     def _newest(self) -> Path | None:
@@ -259,12 +262,15 @@ class Experiment:
         return self.scorer.evaluate(self.train_step, only, should_stop, self.trainer.position.step)["val"]
 
     def _announce(self) -> None:
-        size = sum(p.numel() for p in self.train_step.model.parameters())
+        parameters = {id(p): p.numel() for p in self.train_step.model.parameters()}
+        size, groups = sum(parameters.values()), self.trainer.optimizer.param_groups
+        trained = sum(parameters.get(id(p), 0) for group in groups for p in group["params"])
+        learning = "" if trained == size else f", of which {trained / size:.1%} learn"
         processes, on_cuda = distributed.world_size(), self.device.type == "cuda"
         device = torch.cuda.get_device_name(self.device) if on_cuda else f"{torch.get_num_threads()} threads"
         log.info(
-            "model: %s, %.2f M parameters, embedding of %d; %d classes",
-            self.cfg.names.model, size / 1e6, self.train_step.model.embedding_size, len(self.labels),
+            "model: %s, %.2f M parameters%s, embedding of %d; %d classes",
+            self.cfg.names.model, size / 1e6, learning, self.train_step.model.embedding_size, len(self.labels),
         )  # fmt: skip
         log.info(
             "training: %d steps, %d an epoch, which takes %d of %d utterances, on %s%s",

@@ -26,6 +26,7 @@ class _Pending:
     step: int
     loss: list[Tensor]
     accuracy: list[Tensor]
+    shares: dict[str, list[Tensor]]  # of the loss, by name
     norm: Tensor | None
     scale: Tensor | None
     items: list[Tensor]
@@ -77,6 +78,7 @@ class Meter:
                 step,
                 [output.loss.detach() for _, output in parts],
                 [output.accuracy for _, output in parts],
+                {name: [output.parts[name] for _, output in parts] for name in parts[0][1].parts},
                 norm,
                 scale,
                 [batch.item for batch, _ in parts],
@@ -107,6 +109,7 @@ class Meter:
             entry = self._pending.pop(0)
             loss = torch.stack(entry.loss).mean().item()
             found = {"loss": loss, "accuracy": torch.stack(entry.accuracy).mean().item()}
+            found |= {name: torch.stack(values).mean().item() for name, values in entry.shares.items()}
             if entry.norm is not None:
                 found["grad_norm"] = entry.norm.item()
             for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
@@ -150,7 +153,8 @@ class Meter:
         """Means over the steps since the last report and over all processes; starts anew."""
         self.flush()
         found = self.latest()
-        found["loss"], found["accuracy"] = distributed.mean([found["loss"], found["accuracy"]])
+        shared = [name for name in found if name == "accuracy" or name.startswith("loss")]
+        found |= dict(zip(shared, distributed.mean([found[name] for name in shared]), strict=True))
         self._last_report = found
         self._reset()
         return found

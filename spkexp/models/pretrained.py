@@ -7,19 +7,17 @@ import http.client
 import json
 import re
 import shutil
-import threading
-import urllib.request
 from dataclasses import dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spkexp import foreign
+from spkexp.download import open_url
 from spkexp.errors import UserError
+from spkexp.models import lora
 from spkexp.whole_file import replacing
 
 KEY = "model.encoder.pretrained"
@@ -88,8 +86,11 @@ def read(source: str) -> Weights:
 
 
 def load_into(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `network`; every one must be there, none too many, each of the right shape."""
-    own = network.state_dict()
+    """Copy `tensors` into `network`; every one must be there, none too many, each of the right shape.
+
+    LoRA's own keep their initial values.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if not lora.is_lora(name)}
     mistakes = [f"has no {name}" for name in own if name not in tensors]
     mistakes += [f"has {name}, which the network has not" for name in tensors if name not in own]
     mistakes += [
@@ -103,7 +104,7 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], source: str) -> No
             f"{KEY}: {source} is not of the architecture that model.encoder states: {'; '.join(mistakes[:3])}{more}; "
             "change the arguments of model.encoder to those of the weights, or use other weights"
         )
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, strict=False)  # but for LoRA's
 
 
 def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,15 +129,10 @@ def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{KEY}: {file} cannot be read as tensors ({str(error).splitlines()[0]}); it may be incomplete: "
-            "delete it and fetch it again"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        tensors = foreign.read_tensors(file)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}; it may be incomplete: delete it and fetch it again") from error
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{KEY}: {file} holds no state_dict; save torchaudio's model.state_dict(), or use a folder")
     return tensors
 
@@ -218,7 +214,7 @@ def _cached(name: str, path: str) -> Path:
     if file.is_file():
         return file
     try:
-        with _open(url) as response, replacing(file) as temporary, temporary.open("wb") as out:
+        with open_url(url, TIMEOUT) as response, replacing(file) as temporary, temporary.open("wb") as out:
             shutil.copyfileobj(response, out, length=1 << 20)
             size = response.headers.get("Content-Length")
             if size is not None and out.tell() != int(size):
@@ -229,24 +225,3 @@ def _cached(name: str, path: str) -> Path:
             f"(say, with curl -LO) and put it at {file}"
         ) from error
     return file
-
-
-def _open(url: str) -> Any:
-    """The response to a GET of `url`, or OSError after TIMEOUT: also where looking up the host's name hangs."""
-    found: list[Any] = []
-
-    def ask() -> None:
-        try:
-            found.append(urllib.request.urlopen(url, timeout=TIMEOUT))
-        except Exception as error:  # raised again by the caller's thread
-            found.append(error)
-
-    # A look-up has no time-out of its own, so that it is left behind in a thread.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT + 1.0)
-    if not found:
-        raise TimeoutError(f"no answer within {TIMEOUT:g} seconds")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]

@@ -14,7 +14,7 @@ from spkexp.errors import UserError
 from spkexp.models import pretrained as files
 from spkexp.models.layers import Layer
 from spkexp.models.wav2vec2 import Wav2Vec2
-from spkexp.types import Fraction, NonNegativeInt, PositiveInt
+from spkexp.types import Fraction, NonNegativeInt, Positive, PositiveInt
 
 _SAMPLE_RATE = 16000
 
@@ -48,6 +48,10 @@ class SelfSupervised(nn.Module):
             (all but the extractor, as usual in fine-tuning) or "all". The rest has no gradient and no dropout.
         pretrained: where a fresh run's weights come from: null (random), a pipeline of torchaudio (WAVLM_BASE_PLUS), a
             folder of transformers (config.json and model.safetensors), or a file of torchaudio's tensors.
+        lora_rank: r of LoRA (`lora.LoraLinear`), which learns beside `trainable`, in frozen layers, too; 0 without.
+        lora_alpha: what LoRA learns counts α / r times.
+        lora_dropout: of the input of its small matrices.
+        lora_match: which linear layers have it: a glob on their dotted names in the network, several with `|`.
     """
 
     def __init__(
@@ -71,6 +75,10 @@ class SelfSupervised(nn.Module):
         normalise_layers: bool,
         trainable: Literal["none", "transformer", "all"] | PositiveInt,
         pretrained: str | None,
+        lora_rank: NonNegativeInt = 0,  # a model of before LoRA names none
+        lora_alpha: Positive = 16.0,
+        lora_dropout: Fraction = 0.0,
+        lora_match: str = "layers.*.attention.*_proj|layers.*.feed_forward.*",
     ) -> None:
         super().__init__()
         if in_channels != 1:
@@ -102,6 +110,8 @@ class SelfSupervised(nn.Module):
         named = {"none": 0, "transformer": stages - 1, "all": stages}
         trained = trainable if isinstance(trainable, int) else named[trainable]
         self.network = Wav2Vec2(**vars(self.architecture), dropout=dropout, frozen_stages=stages - trained)
+        if lora_rank:
+            self.network.add_lora(lora_match, lora_rank, lora_alpha, lora_dropout)
         self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))  # before a softmax
 
     @property

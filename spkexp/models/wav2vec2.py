@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spkexp.models import lora
 from spkexp.models.attention import key_mask, split_heads
 from spkexp.models.layers import zero_padding
 from spkexp.models.wav2vec2_extractor import FeatureExtractor
@@ -73,8 +74,9 @@ class Wav2Vec2(nn.Module):
         stages: list[list[nn.Module]] = [[self.feature_extractor], before, *([layer] for layer in self.layers)]
         if layer_norm_first:
             stages[-1].append(self.layer_norm)
-        self.frozen_stages = frozen_stages
-        # In a tuple, so that no module is registered twice.
+        self.constant_stages = frozen_stages  # those without anything that learns in or below them
+        # In tuples, so that no module is registered twice.
+        self.stages = tuple(tuple(stage) for stage in stages)
         self.frozen = tuple(module for stage in stages[:frozen_stages] for module in stage)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -84,10 +86,24 @@ class Wav2Vec2(nn.Module):
         super().train(mode)
         for module in self.frozen:
             module.eval()
+        for module in self.modules():
+            if isinstance(module, lora.LoraLinear):  # of a frozen layer, too
+                module.train(mode)
         return self
 
+    def add_lora(self, match: str, rank: int, alpha: float, dropout: float) -> None:
+        """See `lora.add`. Gradients then go down to the lowest stage that has some, frozen layers between or not."""
+        lora.add(self, match, rank, alpha, dropout)
+        learning = [
+            index
+            for index, stage in enumerate(self.stages)
+            if any(isinstance(module, lora.LoraLinear) for part in stage for module in part.modules())
+        ]
+        self.constant_stages = min(self.constant_stages, learning[0])
+        self.train(self.training)
+
     def _stage(self, index: int) -> AbstractContextManager[None]:
-        return torch.no_grad() if index < self.frozen_stages else nullcontext()
+        return torch.no_grad() if index < self.constant_stages else nullcontext()
 
     def forward(self, waveform: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """waveform (B, 1, samples), lengths (B,) or None (all samples) -> num_layers + 1 times (B, T, C), lengths'."""
