@@ -12,6 +12,7 @@ import itertools
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -160,9 +161,12 @@ class LogMel(nn.Module):
         frames = frames - frames.mean(dim=2, keepdim=True)
         emphasis = frames * self.preemphasis
         frames = frames - torch.cat([emphasis[..., :1], emphasis[..., :-1]], dim=2)
-        spectrum = torch.fft.rfft(frames * self.window, n=self.fft_size)
-        squares = torch.view_as_real(spectrum).square().flatten(2)  # (B, T, 2 K)
-        return (squares @ self.filters.T).clamp(min=_ENERGY_FLOOR).log().transpose(1, 2)
+        windowed = frames * self.window
+        if torch.compiler.is_exporting():
+            spectrum = windowed @ fourier_matrix(self.frame_length, self.fft_size)
+        else:
+            spectrum = torch.view_as_real(torch.fft.rfft(windowed, n=self.fft_size)).flatten(2)  # (B, T, 2 K)
+        return (spectrum.square() @ self.filters.T).clamp(min=_ENERGY_FLOOR).log().transpose(1, 2)
 
     def _blocks_in_place(self, frames: Tensor) -> Tensor:
         """`_block` a few utterances, or a part of one, at a time in buffers made once: for speed on a CPU, no autograd.
@@ -212,6 +216,17 @@ def make_window(name: Literal["povey", "hamming", "hann"], length: int) -> Tenso
         return torch.hamming_window(length, periodic=False)
     hann = torch.hann_window(length, periodic=False)
     return hann.pow(0.85) if name == "povey" else hann
+
+
+def fourier_matrix(length: int, fft_size: int) -> Tensor:
+    """What frames of `length` samples are multiplied by for real and imaginary parts, in turn: (length, 2 K) float32.
+
+    An exported graph transforms so: rounded once it is more exact than onnxruntime's DFT, and four times faster.
+    """
+    # By numpy: the graph then holds the numbers, not how they are made.
+    angles = 2 * np.pi / fft_size * np.outer(np.arange(length), np.arange(fft_size // 2 + 1))
+    parts = np.stack([np.cos(angles), -np.sin(angles)], axis=2)
+    return torch.from_numpy(parts.reshape(length, -1).astype(np.float32))
 
 
 def mel_filters(num_mels: int, fft_size: int, sample_rate: int, low_hz: float, high_hz: float) -> Tensor:

@@ -112,7 +112,8 @@ class DenseBlock(nn.Module):
         self.out_channels = layers[-1].in_channels + layers[-1].out_channels
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled():  # autograd keeps the input of every layer, so that each needs its own
+        # Autograd keeps the input of every layer, so that each needs its own; an exported graph writes into none.
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
             for layer in self.layers:
                 x = torch.cat([x, layer(x, lengths)], dim=1)
             return x

@@ -5,6 +5,7 @@ frames of each row, or None where every row is full. None is the training case a
 What the frames behind a row's length hold is arbitrary between layers; each layer ignores it on its way in.
 """
 
+import functools
 from typing import Literal
 
 import torch
@@ -66,6 +67,15 @@ def frame_mean(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x.mean(dim=2, dtype=dtype)
     return zero_padding(x, lengths).sum(dim=2, dtype=dtype) / lengths[:, None]
+
+
+def max_pool(x: Tensor, size: int) -> Tensor:
+    """The greatest of every `size` frames, of which the last may be left over: (B, C, T) -> (B, C, T // size)."""
+    if not torch.compiler.is_exporting():
+        return F.max_pool1d(x, size)
+    # In a graph for any T: of max_pool1d torch.export fixes T, and of views what it is a multiple of.
+    first = size * torch.arange(x.shape[2] // size, device=x.device)
+    return functools.reduce(torch.maximum, [x.index_select(2, first + i) for i in range(size)])
 
 
 def pad_frames(x: Tensor, lengths: Tensor | None, amount: int, padding: Padding) -> Tensor:

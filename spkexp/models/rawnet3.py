@@ -5,12 +5,12 @@ learned band-pass filters, then the Res2 blocks of ECAPA-TDNN with max pooling a
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spkexp.models.ecapa import Res2
-from spkexp.models.layers import TDNN, Layer, frame_mean, strided_lengths
+from spkexp.models.layers import TDNN, Layer, frame_mean, max_pool, strided_lengths
 from spkexp.models.sincnet import InstanceNorm, SincFilterbank, extend_to
+from spkexp.ops.precision import without_autocast
 from spkexp.types import Fraction, PositiveInt
 
 # Both of the authors' code: of the variance of a waveform in [-1, 1], and added to a magnitude before its logarithm.
@@ -88,11 +88,11 @@ class RawNet3(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, 1, samples), lengths (B,) in samples (None: all) -> (B, out_channels, T), lengths in frames."""
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             x, lengths = self._log_magnitudes(*extend_to(features, lengths, self.receptive_field))
         first, lengths = self.blocks[0](x, lengths)
         second, shorter = self.blocks[1](first, lengths)
-        first = F.max_pool1d(first, self.pool_size)
+        first = max_pool(first, self.pool_size)
         third, _ = self.blocks[2](first + second, shorter)
         return self.aggregation(torch.cat([first, second, third], dim=1), shorter), shorter
 
@@ -139,7 +139,7 @@ class RawNetBlock(nn.Module):
         """(B, in_channels, T), lengths (B,) or None (all T) -> (B, channels, T // pool_size) and its lengths."""
         y = self.after(self.res2(self.before(x, lengths), lengths), lengths) + self.skip(x)
         if self.pool_size > 1:
-            y = F.max_pool1d(y, self.pool_size)
+            y = max_pool(y, self.pool_size)
             lengths = strided_lengths(lengths, self.pool_size, self.pool_size, 0)
         return self.scaling(y, lengths), lengths
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spkexp.models.layers import frame_mask, zero_padding
+from spkexp.ops.precision import without_autocast
 from spkexp.types import Positive, PositiveInt
 
 # Hz, as in the authors' code of both papers: the lowest edge and the narrowest band that can be learned, and the lowest
@@ -85,7 +86,9 @@ class SincFilterbank(nn.Module):
         """waveform (B, 1, samples) -> (B, num_filters, 1 + (samples - kernel_size) // stride)."""
         # As a product of matrices, not F.conv1d, it takes the same time and its sums do not depend on the rest of the
         # batch, nor are they rounded to TF32: a logarithm that follows makes much of a magnitude near zero.
-        with torch.autocast(waveform.device.type, enabled=False):
+        with without_autocast(waveform.device):
+            if torch.compiler.is_exporting():  # a product with a view would tie the graph to certain lengths
+                return F.conv1d(waveform, self.filters(), stride=self.stride)
             frames = waveform.squeeze(1).unfold(1, self.kernel_size, self.stride)  # (B, T, kernel_size)
             return (frames @ self.filters().squeeze(1).T).transpose(1, 2)
 

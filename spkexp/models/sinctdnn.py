@@ -7,7 +7,7 @@ Bredin et al.: pyannote.audio: neural building blocks for speaker diarization, I
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spkexp.models.layers import Layer, check_layers, norm_frames, strided_lengths
+from spkexp.models.layers import Layer, check_layers, max_pool, norm_frames, strided_lengths
 from spkexp.models.sincnet import InstanceNorm, SincFilterbank, extend_to
 from spkexp.types import Fraction, PositiveInt
 
@@ -101,7 +101,7 @@ class SincTDNN(nn.Module):
             if index:
                 x = self.convolutions[index - 1](x)
                 lengths = strided_lengths(lengths, self.conv_kernel_size, 1, 0)
-            x = F.max_pool1d(x, self.pool_size)
+            x = max_pool(x, self.pool_size)
             lengths = strided_lengths(lengths, self.pool_size, self.pool_size, 0)
             x = F.leaky_relu_(norm(x, lengths), self.negative_slope)
         return x, lengths

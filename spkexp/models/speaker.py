@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from spkexp.ops.precision import without_autocast
 from spkexp.types import PositiveInt
 
 
@@ -52,7 +53,7 @@ class SpeakerModel(nn.Module):
         if lengths.is_floating_point():
             raise TypeError(f"lengths are {lengths.dtype}; give the number of samples of each utterance as int64")
         check_lengths(lengths, waveform.shape[1], "samples")
-        with torch.autocast(waveform.device.type, enabled=False):
+        with without_autocast(waveform.device):
             return self.features(waveform.float(), lengths)
 
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from spkexp.ops import cpu_scan, cuda_scan, torch_scan
 from spkexp.ops.backend import Backend, FusedKernel
 from spkexp.ops.counting import declared, scan_macs
+from spkexp.ops.precision import without_autocast
 
 _fused = FusedKernel("selective scan", {"cuda": cuda_scan.load, "cpu": cpu_scan.load})
 
@@ -53,7 +54,7 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, z)
     kernel = _fused.choose(backend, u)
     (b, d, l), n = u.shape, A.shape[1]
-    with torch.autocast(u.device.type, enabled=False), declared("selective_scan", scan_macs(b, d, l, n)):
+    with without_autocast(u.device), declared("selective_scan", scan_macs(b, d, l, n)):
         if kernel is not None and u.device.type == "cuda":
             return kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         dtype = torch.promote_types(u.dtype, torch.float32)

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops import scan
 
 from spkexp.ops.backend import Backend, FusedKernel, Unavailable
 from spkexp.ops.counting import declared, scan_macs
+from spkexp.ops.precision import without_autocast
 
 # Steps in a chunk. The products inside one grow with it, the states handed from one to the next shrink.
 _CHUNK = 64
@@ -87,7 +89,7 @@ def ssd(
     rather_torch = "the kernel would multiply float32 as TF32" if x.device.type == "cuda" and exact else ""
     kernel = _fused.choose(backend, x, rather_torch)
     (b, l, h, p), n = x.shape, B.shape[3]
-    with torch.autocast(x.device.type, enabled=False), declared("ssd", scan_macs(b, h * p, l, n)):
+    with without_autocast(x.device), declared("ssd", scan_macs(b, h * p, l, n)):
         if kernel is not None:
             B, C = B.to(x.dtype), C.to(x.dtype)
             return kernel(x, dt, A, B, C, _CHUNK_FUSED, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus)
@@ -106,7 +108,8 @@ def ssd(
 def _chunked(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Inside a chunk a masked matrix product, like attention; between chunks a recurrence of their last states."""
     length, groups = x.shape[1], B.shape[2]
-    q = min(_CHUNK, length)
+    exported = torch.compiler.is_exporting()
+    q = _CHUNK if exported else min(_CHUNK, length)
     # Zero steps at the end change nothing before it, and their own outputs are cut off.
     x, step, B, C = (_in_chunks(v, q) for v in (x, step, B, C))
     x = (x * step.unsqueeze(-1)).permute(0, 1, 3, 2, 4).unflatten(2, (groups, -1))  # (b, c, g, h / g, q, p)
@@ -117,7 +120,7 @@ def _chunked(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
     between = (exponent.unsqueeze(-1) - exponent.unsqueeze(-2)).masked_fill(later, float("-inf")).to(x.dtype)
     weight = (C @ B.mT).unsqueeze(3) * between.exp()  # (b, c, g, h / g, q, q)
     y = weight @ x
-    if y.shape[1] > 1:
+    if exported or y.shape[1] > 1:
         to_end = (exponent[..., -1:] - exponent).to(x.dtype).exp()
         from_start = exponent.to(x.dtype).exp()
         entering = _entering((x * to_end.unsqueeze(-1)).mT @ B.unsqueeze(3), from_start[..., -1])
@@ -129,6 +132,8 @@ def _chunked(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
 def _in_chunks(x: Tensor, q: int) -> Tensor:
     """(b, l, ...) -> (b, c, q, ...), zeros behind l."""
     missing = -x.shape[1] % q
+    if torch.compiler.is_exporting():  # with one more, for a graph made with several chunks serves no single one
+        missing = missing + q
     if missing:
         x = torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
     return x.unflatten(1, (-1, q))
@@ -137,11 +142,20 @@ def _in_chunks(x: Tensor, q: int) -> Tensor:
 def _entering(added: Tensor, decay: Tensor) -> Tensor:
     """The state before each chunk, from what each adds (b, c, g, h / g, p, n) and its decay (b, c, g, h / g)."""
     state = torch.zeros_like(added[:, 0])
+    if torch.compiler.is_exporting():  # for any number of chunks, and more than one
+        _, exported = scan(_advance, state, (added.movedim(1, 0), decay.movedim(1, 0)))
+        return exported.movedim(0, 1)
     states = [state]
     for state_added, factor in zip(added[:, :-1].unbind(1), decay[:, :-1].unbind(1), strict=True):
         state = torch.addcmul(state_added, state, factor[..., None, None])
         states.append(state)
     return torch.stack(states, dim=1)
+
+
+def _advance(state: Tensor, chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(the state after a chunk, the state before it), from what it adds and its decay."""
+    added, decay = chunk
+    return added + state * decay[..., None, None], state.clone()
 
 
 def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops import scan as stepwise
 from torch.autograd.function import once_differentiable
 
 # Steps worked on at once, and states (rows x n x d) of one step. On a CPU together 256 k numbers, 1 MB a buffer; an
@@ -21,6 +22,8 @@ def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """`selective_scan` of one precision without its options: u, delta (b, d, l); A (d, n); B, C (b, g, n, l)."""
     b, d, l = u.shape
     groups = max(B.shape[1], C.shape[1])
+    if torch.compiler.is_exporting():
+        return _exported(u, delta, A, B, C, groups)
     # A group of channels of an utterance is a row of its own.
     rows = [x.reshape(b * groups, d // groups, l).transpose(1, 2).contiguous() for x in (u, delta)]
     a = A.T.unflatten(1, (groups, -1)).transpose(0, 1).contiguous()  # (g, n, d / g)
@@ -28,6 +31,22 @@ def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     bc = [x.expand(-1, groups, -1, -1).flatten(0, 1).transpose(1, 2).contiguous() for x in (B, C)]
     y: Tensor = _Scan.apply(*rows, a, *bc, torch.is_grad_enabled())
     return y.transpose(1, 2).reshape(b, d, l)
+
+
+def _exported(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, groups: int) -> Tensor:
+    """`scan` as one operation of an exported graph, whatever the number of steps: ONNX has it as `Scan`."""
+    a = A.unflatten(0, (groups, -1))  # (g, d / g, n)
+
+    def advance(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """h (b, g, d / g, n); of one step Δ, Δ u (b, g, d / g) and B, C (b, 1 or g, n)."""
+        step, x, b, c = inputs
+        h = torch.exp(step.unsqueeze(3) * a) * h + x.unsqueeze(3) * b.unsqueeze(2)
+        return h, (h * c.unsqueeze(2)).sum(dim=3)
+
+    steps = [x.unflatten(1, (groups, -1)).permute(3, 0, 1, 2) for x in (delta, delta * u)]
+    state = u.new_zeros(u.shape[0], *a.shape)
+    _, y = stepwise(advance, state, (*steps, B.permute(3, 0, 1, 2), C.permute(3, 0, 1, 2)))
+    return y.permute(1, 2, 3, 0).flatten(1, 2)
 
 
 class _Scan(torch.autograd.Function):
