@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from spkexp import distributed
-from spkexp.data.dataset import Batch, Reading, loader
+from spkexp.data.dataset import Reading, loader
 from spkexp.data.utterances import Utterances
-from spkexp.scoring import extract
-from spkexp.scoring.extract import Interrupted, batches_by_length, embed, windows_of
+from spkexp.scoring.extract import Interrupted, batches_by_length, embed
+from spkexp.scoring.pieces import UtteranceWindows, WindowBatch
 from tests.model_tools import speaker_model
 
 RATE = 1000  # Hz: short files whose samples can be listed
@@ -124,15 +124,6 @@ def test_windows_of_speed_copies_are_refused(tmp_path: Path) -> None:
         embed(Ends(), copies, READING, 1.0, 0, window=0.010)
 
 
-def test_windows_cover_every_sample() -> None:
-    for length in range(1, 60):
-        for step in (1, 3, 7):
-            wave = np.arange(length, dtype=np.float32)
-            windows = windows_of(wave, 7, step)
-            assert set(np.concatenate(windows)) == set(range(length))
-            assert {len(window) for window in windows} == {min(7, length)}
-
-
 def test_batches_count_the_padding_and_the_rows() -> None:
     duration = np.array([1.0, 3.0, 2.0, 2.0, 9.0])
     assert batches_by_length(duration, 6.0) == [[0, 2, 3], [1], [4]]
@@ -207,8 +198,8 @@ def test_long_work_says_how_far_it_is(
 
 def test_a_batch_of_windows_is_small_enough_to_pass_between_processes(tmp_path: Path) -> None:
     utterances = files(tmp_path, [6000])
-    windows = extract.Windows(utterances, READING, 0.010, 0.001, batch_seconds=0.5)
+    windows = UtteranceWindows(utterances, READING, 0.010, 0.001, batch_seconds=0.5)
     sizes = [len(batch.item) for batch in loader(windows, [[n] for n in range(len(windows))], 0, pin=False)]
     assert max(sizes) * 0.010 <= 0.5
     assert sum(sizes) == 5991  # all of them: (6000 - 10) / 1 + 1
-    assert isinstance(windows.__getitems__([0]), Batch)
+    assert isinstance(windows.__getitems__([0]), WindowBatch)

@@ -1,20 +1,21 @@
 """Embeddings of utterances, whole or as the mean over windows, by all processes together."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from spkexp import distributed
 from spkexp.bar import Bar
-from spkexp.data import audio
 from spkexp.data.dataset import Bad, Batch, Reading, WholeUtterances, loader
 from spkexp.data.utterances import Utterances
-from spkexp.errors import AudioError
 from spkexp.models.speaker import SpeakerModel
+from spkexp.scoring.pieces import UtteranceWindows
+from spkexp.scoring.sliding import inference
 
 
 class Interrupted(Exception):
@@ -52,42 +53,79 @@ def embed(
     Raises Interrupted once `should_stop()` is true in any process, and ValueError for windows that leave gaps, and for
     windows of speed copies.
     """
-    device = next(model.parameters()).device
-    source: Dataset[Batch]
-    if window is None:
-        source, batches = WholeUtterances(utterances, reading), batches_by_length(utterances.duration, batch_seconds)
-    else:
-        source = Windows(utterances, reading, window, window_step or window / 2, batch_seconds)
-        seconds = np.minimum(utterances.duration[[piece.item for piece in source.pieces]], window)
-        batches = batches_by_length(seconds, batch_seconds, [piece.windows for piece in source.pieces])
-    mine = batches[distributed.rank() :: distributed.world_size()]
-    rounds = -(-len(batches) // distributed.world_size())
-    was_training = model.training
-    model.eval()
+    source, batches = batches_of(utterances, reading, batch_seconds, window, window_step)
     total = np.zeros((len(utterances), model.embedding_size), dtype=np.float32)
     count = np.zeros(len(utterances), dtype=np.int64)
     bad: list[Bad] = []
-    found = iter(loader(source, mine, num_workers, pin=device.type == "cuda"))
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
-        Bar("batch", rounds, shown=distributed.is_main()) as bar,
-    ):
-        for done in range(rounds):
+
+    def take(number: int, batch: Batch, rows: NDArray[np.float32]) -> None:
+        bad.extend(batch.bad)
+        _add(total, count, batch.item.numpy(), rows if window is None else _of_length_one(rows))
+
+    bar = Bar("batch", -(-len(batches) // distributed.world_size()), shown=distributed.is_main())
+    text = f"embedding {len(utterances):,} utterances"
+    run_batches(model, source, batches, num_workers, take, should_stop, precision=precision, bar=bar, text=text)
+    return _of_all_processes(utterances, total, count, bad)
+
+
+def batches_of(
+    utterances: Utterances,
+    reading: Reading,
+    batch_seconds: float,
+    window: float | None = None,
+    window_step: float | None = None,
+) -> tuple[Dataset[Batch], list[list[int]]]:
+    """(what reads the utterances, or their windows, its items in batches of like length); as `embed` says."""
+    if window is None:
+        return WholeUtterances(utterances, reading), batches_by_length(utterances.duration, batch_seconds)
+    source = UtteranceWindows(utterances, reading, window, window_step or window / 2, batch_seconds)
+    seconds = np.minimum(utterances.duration[[piece.item for piece in source.pieces]], window)
+    return source, batches_by_length(seconds, batch_seconds, [piece.windows for piece in source.pieces])
+
+
+def run_batches(
+    model: SpeakerModel,
+    source: Dataset[Batch],
+    batches: list[list[int]],
+    num_workers: int,
+    take: Callable[[int, Any, NDArray[np.float32]], None],
+    should_stop: Callable[[], bool] = never,
+    *,
+    precision: Literal["fp32", "bf16"],
+    bar: Bar,
+    text: str,
+    first: int = 0,
+) -> None:
+    """Give `take` the number of each of this process's share of `batches`, the batch and its embeddings (B, D).
+
+    In order, and each while the next one is being computed. bar and text: what shows how far this is, from `first` on.
+    Raises Interrupted once `should_stop()` is true in any process; what was computed by then is still taken.
+    """
+    device = next(model.parameters()).device
+    mine = range(distributed.rank(), len(batches), distributed.world_size())
+    found = iter(loader(source, [batches[number] for number in mine], num_workers, pin=device.type == "cuda"))
+    ready: tuple[int, Batch, Tensor] | None = None
+
+    def take_ready() -> None:
+        if ready is not None:
+            take(ready[0], ready[1], ready[2].cpu().numpy())
+
+    with inference(model, precision), bar:
+        for done in range(-(-len(batches) // distributed.world_size())):
             # Every process comes by here equally often, so that they agree on when to stop.
             if distributed.any_of(should_stop())[0]:
-                model.train(was_training)
+                take_ready()
                 raise Interrupted
-            bar.update(done, f"embedding {len(utterances):,} utterances")
+            bar.update(first + done, text)
             batch = next(found, None)
             if batch is None:
                 continue
-            bad += batch.bad
+            rows = torch.empty(0, model.embedding_size)
             if len(batch.item):
-                rows = model(batch.waveform.to(device, non_blocking=True), batch.lengths).float().cpu().numpy()
-                _add(total, count, batch.item.numpy(), rows if window is None else _of_length_one(rows))
-    model.train(was_training)
-    return _of_all_processes(utterances, total, count, bad)
+                rows = model(batch.waveform.to(device, non_blocking=True), batch.lengths).float()
+            take_ready()
+            ready = mine[done], batch, rows
+        take_ready()
 
 
 def _of_length_one(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -144,98 +182,3 @@ def batches_by_length(
             batches.append([item])
             filled = sizes[item]
     return batches
-
-
-class Piece(NamedTuple):
-    """A stretch of an utterance, which is read at once and cut into windows."""
-
-    item: int
-    start: int  # samples
-    stop: int | None  # one past the last sample; None: the end of the utterance
-    windows: int  # that it has if the utterance is as long as the manifest says
-    skip: int  # windows at its beginning that are another piece's
-
-
-class Windows(Dataset[Batch]):
-    """Windows of `window` seconds, `step` apart, of utterances; an item is one of `pieces`, a row is a window.
-
-    Every utterance is one piece, except where its windows would fill more than a batch. What cannot be read is listed
-    and left out.
-    """
-
-    def __init__(
-        self, utterances: Utterances, reading: Reading, window: float, step: float, batch_seconds: float
-    ) -> None:
-        self.utterances, self.reading = utterances, reading
-        self.width, self.step = round(window * reading.sample_rate), round(step * reading.sample_rate)
-        if not 1 <= self.step <= self.width:
-            raise ValueError(f"windows of {window} s, {step} s apart: expected more than 0 and at most the window")
-        if utterances.speeds != (1.0,):
-            raise ValueError("windows are cut from files as they are: embed the utterances without their speed copies")
-        lengths = np.round(utterances.duration * reading.sample_rate).astype(np.int64)
-        room = max(1, int(batch_seconds / window))
-        self.pieces = [piece for item, length in enumerate(lengths.tolist()) for piece in self._cut(item, length, room)]
-
-    def _cut(self, item: int, length: int, room: int) -> list[Piece]:
-        """Pieces of at most `room` windows of an utterance of `length` samples."""
-        steps = max(0, length - self.width) // self.step + 1  # windows that begin at a multiple of the step
-        rest = int(length > (steps - 1) * self.step + self.width)
-        if steps + rest <= room:
-            return [Piece(item, 0, None, steps + rest, 0)]
-        at_once = max(1, room - 1)  # one less, for the last piece has the rest as well
-        pieces = []
-        for first in range(0, steps, at_once):
-            count = min(at_once, steps - first)
-            stop = (first + count - 1) * self.step + self.width
-            pieces.append(Piece(item, first * self.step, stop, count, 0))
-        # The file's own length decides where the last window is, not that of a manifest: the last piece begins with a
-        # window that is there for certain, for it is the piece's before.
-        start, count = max(0, pieces[-1].start - self.step), pieces[-1].windows + rest
-        pieces[-1] = Piece(item, start, None, count, int(pieces[-1].start > 0))
-        return pieces
-
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        windows, items, bad = list[NDArray[np.float32]](), list[int](), list[Bad]()
-        for piece in (self.pieces[number] for number in numbers):
-            try:
-                found = windows_of(self._read(piece), self.width, self.step)[piece.skip :]
-            except AudioError as error:
-                bad.append(Bad(self.utterances.id[piece.item], str(error)))
-            else:
-                windows += found
-                items += [piece.item] * len(found)
-        lengths = np.array([len(window) for window in windows], dtype=np.int64)
-        waveform = np.zeros((len(windows), lengths.max(initial=0)), dtype=np.float32)
-        for row, window in zip(waveform, windows, strict=True):
-            row[: len(window)] = window
-        none = torch.empty(0, dtype=torch.int64)
-        item = torch.tensor(items, dtype=torch.int64)
-        return Batch(torch.from_numpy(waveform), torch.from_numpy(lengths), none, item, none, [], bad)
-
-    def _read(self, piece: Piece) -> NDArray[np.float32]:
-        begin, end = self.utterances.segment(piece.item, self.reading.sample_rate) or (0, None)
-        stop = end if piece.stop is None else begin + piece.stop
-        start = begin + piece.start
-        return audio.read(
-            self.utterances.path[piece.item],
-            start,
-            None if stop is None else stop - start,
-            part=self.utterances.part_of(piece.item),
-            sample_rate=self.reading.sample_rate,
-            resample=self.reading.resample,
-            mix_channels=self.reading.mix_channels,
-        )
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-
-def windows_of(wave: NDArray[np.float32], width: int, step: int) -> list[NDArray[np.float32]]:
-    """Stretches of `width` samples from the start on, `step` apart, and one that ends with `wave` where those leave a
-    rest; `wave` itself where it is no longer than one."""
-    if len(wave) <= width:
-        return [wave]
-    starts = list(range(0, len(wave) - width + 1, step))
-    if starts[-1] + width < len(wave):
-        starts.append(len(wave) - width)
-    return [wave[start : start + width] for start in starts]

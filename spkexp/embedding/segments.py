@@ -1,0 +1,84 @@
+"""Segments of recordings, as an RTTM says them, to embed one by one."""
+
+import logging
+
+import polars as pl
+
+from spkexp.data import rttm
+from spkexp.data.look_up import look_up
+from spkexp.data.manifest import SEGMENT_RATE
+from spkexp.embedding.inputs import Items
+from spkexp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def segments(table: pl.DataFrame, file: str, on_error: str) -> tuple[Items, list[dict[str, str]]]:
+    """(the segments of the RTTM `file` in the recordings of `table`, [{id, reason}] of those that are not in them).
+
+    A segment is called `recording/000000`, by its number in the file among those of its recording. What lies behind the
+    end of a recording is cut off, and counted in the log. The file may call a recording by the last part of its id.
+    on_error: raise has the first segment that cannot be had end it all. Raises UserError.
+    """
+    if "start" in table.columns:
+        raise UserError(f"segments={file}: the rows of the manifest are segments already; give one of recordings")
+    turns = pl.DataFrame(
+        rttm.read(file),
+        schema={"name": pl.String, "from": pl.Float64, "to": pl.Float64, "speaker": pl.String},
+        orient="row",
+    )
+    if len(turns) == 0:
+        raise UserError(f"segments={file}: holds no segments")
+    found = rows_of(turns["name"].unique(maintain_order=True), table, file)
+    recordings = table.drop("speaker", strict=False).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    rows = turns.join(found, on="name", how="left", maintain_order="left")
+    rows = rows.join(recordings, on="row", how="left", maintain_order="left").with_columns(
+        recording=pl.coalesce("id", "name")
+    )
+    number = pl.int_range(pl.len()).over("recording").cast(pl.String).str.zfill(6)
+    rows = rows.with_columns(
+        id=pl.concat_str("recording", pl.lit("/"), number),
+        length=pl.col("duration"),
+        end=pl.min_horizontal("to", "duration"),
+    )
+    outside = rows["length"].is_null() | (rows["from"] * SEGMENT_RATE >= (rows["length"] * SEGMENT_RATE).floor())
+    missing = [
+        {
+            "id": name,
+            "reason": f"{file}: speaks of {recording}, which is no recording of the input (such as {table['id'][0]})"
+            if length is None
+            else f"{file}: a segment begins at {start:g} s, but {recording} ends at {length:.3f} s",
+        }
+        for name, recording, start, length in rows.filter(outside)
+        .select("id", "recording", "from", "length")
+        .iter_rows()
+    ]
+    if missing and on_error == "raise":
+        raise UserError(
+            f"{missing[0]['reason']} ({len(missing):,} such segments of {len(rows):,}; on_error=skip leaves them out)"
+        )
+    rows = rows.filter(~outside)
+    if cut := int((rows["to"] > rows["length"]).sum()):
+        most = float((rows["to"] - rows["length"]).max() or 0)  # type: ignore[arg-type]
+        log.warning(
+            "segments=%s: %d end behind their recording, by up to %.3f s, and are cut off there", file, cut, most
+        )
+    # Samples as Utterances counts them; a segment has one at least.
+    begin = (rows["from"] * SEGMENT_RATE).round().cast(pl.Int64)
+    end = (rows["end"] * SEGMENT_RATE).round().cast(pl.Int64)
+    last = (rows["length"] * SEGMENT_RATE).floor().cast(pl.Int64)
+    begin = pl.select(pl.min_horizontal(begin, last - 1)).to_series()
+    end = pl.select(pl.max_horizontal(pl.min_horizontal(end, last), begin + 1)).to_series()
+    place = [name for name in ("offset", "bytes") if name in rows.columns]
+    own = rows.select("id", "path", *place).with_columns(start=begin, duration=(end - begin) / SEGMENT_RATE)
+    columns = rows.select("recording", start=pl.col("from"), end=pl.col("end"), speaker=pl.col("speaker"))
+    others = [name for name in table.columns if name not in (*own.columns, *columns.columns, "duration")]
+    return Items(own, columns.hstack(rows.select(others))), missing
+
+
+def rows_of(names: pl.Series, table: pl.DataFrame, file: str) -> pl.DataFrame:
+    """Columns `name` and `row`: which row of `table` each recording of the RTTM `file` is; null for none of them."""
+    found = look_up(names, table["id"], []).select("name", "row")
+    if without := len(table) - found["row"].drop_nulls().n_unique():
+        log.warning("segments=%s: has none in %d of the %d recordings", file, without, len(table))
+    return found
