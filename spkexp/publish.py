@@ -5,7 +5,7 @@ from typing import Annotated
 from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from spkexp.arguments import parse
+from spkexp.arguments import Trust, parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.sections import Text
 
@@ -30,6 +30,7 @@ KEYS
   description=TEXT a sentence or two for the model card: on what it was trained
   labels=false     without the names of the training speakers and the head that
                    tells them; then it classifies no more
+  trust=PACKAGE    a package of yours, or [A,B], whose classes the run may name
 
 DESCRIPTION
   Writes model.safetensors, config.yaml (without paths of this machine),
@@ -56,6 +57,7 @@ class Arguments(BaseModel):
     message: Text | None = None
     description: Text | None = None
     labels: bool = True
+    trust: Trust = ()
 
     @model_validator(mode="after")
     def _goes_somewhere(self) -> "Arguments":
@@ -82,6 +84,7 @@ def main() -> None:
             message=arguments.message,
             description=arguments.description,
             labels=arguments.labels,
+            trust=arguments.trust,
         )
 
 

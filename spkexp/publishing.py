@@ -33,6 +33,7 @@ def publish(
     message: str | None,
     description: str | None,
     labels: bool,
+    trust: tuple[str, ...],
 ) -> None:
     """Write the portable model of `source` to a folder or archive `output`, and to the repository `to` on the hub.
 
@@ -42,7 +43,7 @@ def publish(
     place = None if output is None else Path(output).expanduser()
     if place is not None and place.exists():
         raise UserError(f"output={output}: is there already; name a new folder or archive, or remove it")
-    with _portable(folder, licence, to, description, labels) as made:
+    with _portable(folder, checkpoint.load_config(folder, trust), licence, to, description, labels) as made:
         if place is not None:
             _write(made, place)
         if to is not None:
@@ -50,9 +51,10 @@ def publish(
 
 
 @contextmanager
-def _portable(folder: Path, licence: str, to: str | None, description: str | None, labels: bool) -> Iterator[Path]:
+def _portable(
+    folder: Path, config: DictConfig, licence: str, to: str | None, description: str | None, labels: bool
+) -> Iterator[Path]:
     """A folder with what is published of the checkpoint `folder`, for as long as the context lasts."""
-    config = checkpoint.load_config(folder)
     names = checkpoint.load_labels(folder) if labels else []
     results = results_of(folder)
     with tempfile.TemporaryDirectory(prefix="spkexp-") as temporary:

@@ -22,7 +22,7 @@ from spkexp.diarization.speech import Stretch, levels, merged, stretches
 from spkexp.diarization.turns import turns
 from spkexp.errors import AudioError, UserError
 from spkexp.models.speaker import SpeakerModel
-from spkexp.scoring.sliding import reader_of, embed_sliding
+from spkexp.scoring.sliding import embed_sliding, reader_of
 
 log = logging.getLogger(__name__)
 
