@@ -68,7 +68,7 @@ def read_text(file: Path, limit_bytes: int = TEXT_BYTES) -> str:
             raise UserError(f"{file}: cannot be read ({error}); bring it back from a copy") from error
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Neither tags that make objects nor aliases, with which a few lines become gigabytes."""
 
     depth = 0
@@ -92,16 +92,16 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 # As OmegaConf reads them: 1e-3 is a number, 2026-11-21 a text; and 1:30 is no number of base 60, which takes long.
-_PlainLoader.yaml_implicit_resolvers = {
+PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if not tag.endswith((":timestamp", ":int"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.add_implicit_resolver(
+PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
     re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
     list("-+0123456789"),
 )
-_PlainLoader.add_implicit_resolver(
+PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -110,7 +110,7 @@ def read_yaml(file: Path) -> Any:
     """What a YAML file says, as plain Python values. Raises UserError."""
     text = read_text(file)
     try:
-        return yaml.load(text, _PlainLoader)  # a SafeLoader
+        return yaml.load(text, PlainLoader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: cannot be read: {reason}; bring it back from a copy") from error
@@ -146,11 +146,17 @@ def read_tensors(file: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # of whatever kind the bytes provoke
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        named = re.search(r"GLOBAL:? ([A-Za-z_][\w.]+)", str(error))
+        if named is not None or "Unsupported" in str(error):
+            what = named[1] if named else "something else"
+            raise UserError(
+                f"{file}: holds {what} beside tensors and plain values, which is refused, because reading it can run "
+                "code; where you trust it, save its state_dict alone: "
+                "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise UserError(
-            f"{file}: cannot be read as tensors and plain values ({reason}); other objects are refused, because "
-            "reading them can run code: where you trust it, save its state_dict alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+            f"{file}: cannot be read as tensors ({reason}); is it whole, and torch's? Bring it back from a copy"
         ) from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: holds a {type(found).__name__}, not tensors by name; save a state_dict")

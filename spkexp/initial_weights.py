@@ -62,7 +62,7 @@ def take(cfg: DictConfig, model: nn.Module, announce: bool) -> "Source":
     if encoder and not encoder & set(found.taken):
         raise UserError(
             f"init_from: {folder} is of {_name(config)}, of which nothing fits the encoder of {_name(cfg)}; leave "
-            f"model=… out to have its model, or give it as model={OmegaConf.select(config, 'names.model')}"
+            "model=… out to have its model"
         )
     with torch.no_grad():
         for name in found.taken:

@@ -1,6 +1,5 @@
 """The page that a published model is introduced by, as the Hugging Face hub reads it."""
 
-import os
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +7,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp.changes import changes, flat
+from spkexp.saved_config import is_place
 
 # What of a config says how the model came to be; the rest is in config.yaml.
 _SECTIONS = ("data.label", "data.crop_seconds", "augment.speeds", "loss", "trainer.optimizer", "trainer.schedule")
@@ -116,11 +116,6 @@ def _training(config: DictConfig, results: dict[str, Any] | None) -> list[str]:
         counts.append(f"{results['classes']:,} classes in training")
     rows = [_row([f"`{key}`", f"`{value}`"]) for key, value in shown.items()]
     return [*[f"{', '.join(counts)}.", ""] * bool(counts), _row(["key", "value"]), _row(["---", "---"]), *rows]
-
-
-def is_place(value: object) -> bool:
-    """Whether a value of a config is a path of the machine that it comes from."""
-    return isinstance(value, str) and os.path.isabs(value)
 
 
 def _percent(interval: list[float] | None) -> str:

@@ -11,16 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from spkexp import checkpoint, durable, foreign
+from spkexp import checkpoint, durable, foreign, saved_config
 from spkexp.errors import UserError
-from spkexp.model_card import is_place, model_card
+from spkexp.model_card import model_card
 from spkexp.whole_file import replacing, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 RESULTS, CARD = "results.json", "README.md"
-# Who watched a run is nobody else's business; where it kept its tables is another place elsewhere.
-_OTHERS = {"tracking.entity": None, "tracking.group": None, "data.cache_dir": "~/.cache/spkexp/manifests"}
 
 
 def publish(
@@ -64,32 +62,13 @@ def _portable(
         if not labels:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(checkpoint.HEAD)}
         save_file(tensors, made / checkpoint.MODEL)
-        OmegaConf.save(without_paths(config), made / checkpoint.CONFIG)
+        OmegaConf.save(saved_config.without_paths(config), made / checkpoint.CONFIG)
         write_json(made / checkpoint.LABELS, names)
         if results is not None:
             write_json(made / RESULTS, results)
         write_text(made / CARD, model_card(config, results, licence, to, description, bool(names)))
         durable.seal(made)
         yield made
-
-
-def without_paths(config: DictConfig) -> DictConfig:
-    """A copy of a run's config in which every absolute path, and who tracked the run, is null."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    cleaned = OmegaConf.create(_cleaned(plain))
-    assert isinstance(cleaned, DictConfig)
-    for key, value in _OTHERS.items():
-        if OmegaConf.select(cleaned, key.partition(".")[0]) is not None:
-            OmegaConf.update(cleaned, key, value)
-    return cleaned
-
-
-def _cleaned(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _cleaned(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_cleaned(value) for value in node]
-    return None if is_place(node) else node
 
 
 def results_of(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """The config in the folder of a run or of a model, whoever made it: read as data, and checked before it is used."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -9,6 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from spkexp.errors import UserError
 from spkexp.foreign import read_yaml
 from spkexp.trust import untrusted
+
+# Who watched a run is nobody else's business; where it kept its tables is another place elsewhere.
+_OTHERS = {"tracking.entity": None, "tracking.group": None, "data.cache_dir": "~/.cache/spkexp/manifests"}
 
 
 def read(file: Path) -> DictConfig:
@@ -32,6 +37,29 @@ def require_trusted(cfg: DictConfig, file: Path, trust: Sequence[str] | None = N
     mistakes = untrusted(container, OmegaConf.select(cfg, "trust") or [] if trust is None else trust)
     if mistakes:
         raise UserError("\n".join(f"{file}: {mistake}" for mistake in mistakes))
+
+
+def without_paths(cfg: DictConfig) -> DictConfig:
+    """A copy for others: every absolute path, and who tracked the run, is null."""
+    cleaned = OmegaConf.create(_cleaned(OmegaConf.to_container(cfg, resolve=True)))
+    assert isinstance(cleaned, DictConfig)
+    for key, value in _OTHERS.items():
+        if OmegaConf.select(cleaned, key.partition(".")[0]) is not None:
+            OmegaConf.update(cleaned, key, value)
+    return cleaned
+
+
+def is_place(value: object) -> bool:
+    """Whether a value of a config is a path of the machine that it comes from."""
+    return isinstance(value, str) and os.path.isabs(value)
+
+
+def _cleaned(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _cleaned(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_cleaned(value) for value in node]
+    return None if is_place(node) else node
 
 
 def _interpolated(value: object, path: str = "") -> Iterator[str]:

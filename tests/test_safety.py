@@ -210,7 +210,7 @@ def test_pickles_are_not_opened(model: Path, canary: Path) -> None:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     for file in files.values():
-        with pytest.raises(UserError, match=rf"{file.name}: cannot be read as tensors"):
+        with pytest.raises(UserError, match=rf"{file.name}: (holds .* beside tensors|cannot be read as tensors)"):
             foreign.read_tensors(file)
     assert not canary.exists()
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from spkexp import build, checkpoint, durable
+from spkexp import build, checkpoint, durable, saved_config
 from spkexp.conversion import speechbrain
 from spkexp.conversion.building import Built, built, listed, settings_of
 from spkexp.conversion.family import Head
@@ -58,7 +58,7 @@ def convert(request: Request) -> list[str]:
     made = built(toolkit, found, settings, list(request.overrides))
     left_out |= made.left_out
     classifier = _classifier(head, made, labels) if head is not None and labels else None
-    checkpoint.save_portable(output, made.model, classifier, made.config, labels)
+    checkpoint.save_portable(output, made.model, classifier, saved_config.without_paths(made.config), labels)
     parameters = sum(parameter.numel() for parameter in made.model.parameters())
     record = {
         "source": toolkit.name,

@@ -140,13 +140,8 @@ def unwrapped(tensors: Tensors) -> Tensors:
     return tensors
 
 
-class _InertLoader(yaml.SafeLoader):
+class _InertLoader(foreign.PlainLoader):
     """A tag (!new:, !apply:, !ref) is not followed: its node is read as the plain mapping, list or text that it is."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # with which a few lines become gigabytes
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: an alias (*name) is not read")
-        return super().compose_node(parent, index)
 
     def plain(self, suffix: str, node: yaml.Node) -> Any:
         if isinstance(node, yaml.MappingNode):
