@@ -8,12 +8,14 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from huggingface_hub import constants
 
-from spkexp import build, checkpoint, durable, publish
+from spkexp import build, checkpoint, durable, evaluate, publish
 from spkexp.compose import compose_config
 from tests.archive_server import serving
 from tests.hub_server import TOKEN, Hub
@@ -172,3 +174,22 @@ def test_mistakes(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert publishing(monkeypatch, f"model={run}", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluating_what_was_published(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On recordings of one's own, beside which no voices are made, as the run's own corpus would be."""
+    publishing(monkeypatch, f"model={run}", "licence=mit", "output=made")
+    root = tmp_path / "my recordings"
+    root.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a1", "a2", "b1", "b2"):
+        soundfile.write(root / f"{name}.wav", 0.1 * random.standard_normal(8000), 16000)
+    (tmp_path / "list.txt").write_text("1 a1.wav a2.wav\n1 b1.wav b2.wav\n0 a1.wav b1.wav\n0 a2.wav b2.wav\n")
+    arguments = ["model=made", "trials=list.txt", f"data.root={root}", "output=out"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    evaluate.main()
+    assert json.loads((tmp_path / "out/results.json").read_text())["trials"]["list"]["num_trials"] == 4
+    assert sorted(path.name for path in root.iterdir()) == ["a1.wav", "a2.wav", "b1.wav", "b2.wav"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "model=me/ecapa", "trials=list.txt"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
