@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,8 +83,8 @@ class Done(NamedTuple):
 Run = Callable[..., Done]
 
 
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
+@contextmanager
+def logging_restored() -> Iterator[None]:
     """A command sets up handlers and levels for its process, which here goes on to other tests."""
     root, package = logging.getLogger(), logging.getLogger("spkexp")
     handlers, levels = list(root.handlers), (root.level, package.level)
@@ -95,6 +96,19 @@ def logging_as_it_was() -> Iterator[None]:
             root.addHandler(handler)
     for logger, level in zip((root, package), levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    with logging_restored():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_it_was_before_the_module() -> Iterator[None]:
+    """What a module's own fixtures run is not a test's."""
+    with logging_restored():
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Dependencies that nothing in spkexp imports yet, and why they are there.
 DEMANDED = {"einops": "for outside models and those to come, and mamba-ssm's Triton kernels"}
 # What a user may leave out: launchers and searches of sweeps, and dashboards.
-EXTRAS = ("joblib", "submitit", "ray", "optuna", "dashboards", "umap")
+EXTRAS = ("joblib", "submitit", "ray", "optuna", "dashboards", "umap", "onnx", "pyannote")
 # Source-only packages that compile against the torch they find, by tools/build_mamba.sh in the versions of the extra
 # `cuda`, and the module of each that spkexp imports where it is there.
 COMPILED = {"causal-conv1d": "causal_conv1d", "mamba-ssm": "selective_scan_cuda"}
@@ -137,16 +137,31 @@ def test_installed_package_finds_its_own_conf(unpacked: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+# Shared by packages that are called after the module below it.
+NAMESPACE = "pyannote"
+OWNERS = packages_distributions()
+
+
 def imported(folder: Path) -> set[str]:
     """Top-level names of all modules from outside the standard library that the files of `folder` import."""
     found = set()
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
+                found |= {top_of(alias.name) for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
+                found.add(top_of(node.module))
     return found - set(sys.stdlib_module_names) - {"spkexp", "tests", "hydra_plugins"}
+
+
+def top_of(module: str) -> str:
+    return ".".join(module.split(".")[: 2 if module.startswith(f"{NAMESPACE}.") else 1])
+
+
+def owner(module: str) -> str:
+    """The package that an imported module is of."""
+    name = module if module.startswith(f"{NAMESPACE}.") else OWNERS[module][0]
+    return canonicalize_name(name)
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -154,21 +169,22 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    owners = packages_distributions()
     modules = imported(ROOT / "spkexp") | imported(ROOT / "hydra_plugins")
     assert {"torch", *COMPILED.values()} <= modules
     modules -= set(COMPILED.values())
-    used = {canonicalize_name(owners[module][0]) for module in modules}
+    used = {owner(module) for module in modules}
     declared = names(PROJECT["dependencies"])
     optional = names([line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]])
     assert used - declared == optional
     assert declared - used == set(DEMANDED)
-    in_tests = {canonicalize_name(owners[module][0]) for module in imported(ROOT / "tests") if module in owners}
+    known = (module for module in imported(ROOT / "tests") if module in OWNERS or module.startswith(NAMESPACE))
+    in_tests = {owner(module) for module in known}
     extra = names(PROJECT["optional-dependencies"]["test"])
     assert f"spkexp[{','.join(EXTRAS)}]" in PROJECT["optional-dependencies"]["test"]
     run_otherwise = {"hatchling", "pytest-xdist", "spkexp"}  # by a command of their own; and its extras
     assert extra - in_tests == run_otherwise
     brought_along = {"packaging", "pillow"}  # by pytest and matplotlib
+    in_tests.discard("atheris")  # where it is installed by hand
     assert in_tests - declared - extra - optional == brought_along
 
 

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
-import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ import torch
 import yaml
 from huggingface_hub import constants
 
-from spkexp import build, checkpoint, durable, evaluate, publish
+from spkexp import build, checkpoint, durable
 from spkexp.compose import compose_config
 from tests.archive_server import serving
+from tests.conftest import Done, Run
 from tests.hub_server import TOKEN, Hub
 from tests.test_sources import ELSEWHERE, at, content
 
@@ -62,13 +62,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     found.close()
 
 
-def publishing(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["publish", *arguments])
-    try:
-        publish.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+Publish = Callable[..., Done]
+
+
+@pytest.fixture
+def publishing(run_command: Run) -> Publish:
+    return lambda *arguments: run_command("publish", *arguments)
 
 
 def embedding(source: str | Path) -> torch.Tensor:
@@ -78,11 +77,9 @@ def embedding(source: str | Path) -> torch.Tensor:
         return model(wave, torch.tensor([16000]))
 
 
-def test_a_folder_for_others(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        publishing(monkeypatch, f"model={run}", "licence=CC-BY-4.0", "output=öffentlich", "description=Of my corpus.")
-        == 0
-    )
+def test_a_folder_for_others(run: Path, publishing: Publish, tmp_path: Path) -> None:
+    done = publishing(f"model={run}", "licence=CC-BY-4.0", "output=öffentlich", "description=Of my corpus.")
+    assert done.code == 0
     folder = tmp_path / "öffentlich"
     assert torch.equal(embedding(folder), embedding(run))
     assert checkpoint.load_labels(folder) == ["anna", "zoë"]
@@ -94,11 +91,13 @@ def test_a_folder_for_others(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (config.data.root, config.augment.musan, config.run_dir, config.tracking.entity) == (None,) * 4
     assert config.trainer.epochs == 7
     for wrong, message in ((f"model={run}", "is there already"), ("model=nix", "no such run folder")):
-        assert publishing(monkeypatch, wrong, "licence=mit", "output=öffentlich") == 2, message
+        done = publishing(wrong, "licence=mit", "output=öffentlich")
+        assert done.code == 2
+        assert message in done.err
 
 
-def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publishing(monkeypatch, f"model={run}", "licence=cc-by-4.0", "output=made", "description=Of my corpus.")
+def test_the_model_card(run: Path, publishing: Publish, tmp_path: Path) -> None:
+    publishing(f"model={run}", "licence=cc-by-4.0", "output=made", "description=Of my corpus.")
     _, head, body = (tmp_path / "made/README.md").read_text().split("---\n", 2)
     meta = yaml.safe_load(head)
     assert meta["license"] == "cc-by-4.0"
@@ -114,21 +113,19 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not re.search(r"data\.root|entity|musan", body)
 
 
-def test_without_labels_nobody_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publishing(monkeypatch, f"model={run}", "licence=mit", "output=made", "labels=false")
+def test_without_labels_nobody_is_named(run: Path, publishing: Publish, tmp_path: Path) -> None:
+    publishing(f"model={run}", "licence=mit", "output=made", "labels=false")
     assert torch.equal(embedding("made"), embedding(run))
     assert checkpoint.load_labels(tmp_path / "made") == []
     assert checkpoint.load_tensors(tmp_path / "made")[1] == {}
     assert "classify" not in (tmp_path / "made/README.md").read_text()
 
 
-def test_an_archive_for_the_web(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publishing(monkeypatch, f"model={run}", "licence=mit", "output=out/model.tar.gz")
+def test_an_archive_for_the_web(run: Path, publishing: Publish, tmp_path: Path) -> None:
+    done = publishing(f"model={run}", "licence=mit", "output=out/model.tar.gz")
     file = tmp_path / "out/model.tar.gz"
     fragment = f"model.tar.gz#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"
-    assert fragment in capsys.readouterr().out
+    assert fragment in done.out
     with tarfile.open(file) as archive:
         assert {(member.uid, member.uname) for member in archive} == {(0, "")}
     with serving() as server:
@@ -136,22 +133,22 @@ def test_an_archive_for_the_web(
         assert torch.equal(embedding(f"{server.url}/{fragment}"), embedding(run))
 
 
-def test_to_the_hub_and_back(
-    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_to_the_hub_and_back(run: Path, publishing: Publish, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     to = (f"model={run}", "licence=mit", "to=me/ecapa")
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert publishing(monkeypatch, *to) == 2
-    assert "the hub answers 401" in (err := capsys.readouterr().err)
-    assert "hf auth login" in err
+    done = publishing(*to)
+    assert done.code == 2
+    assert "the hub answers 401" in done.err
+    assert "hf auth login" in done.err
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert publishing(monkeypatch, *to, "private=true") == 0
-    assert 'spkexp.load("me/ecapa")' in capsys.readouterr().out
+    done = publishing(*to, "private=true")
+    assert done.code == 0
+    assert 'spkexp.load("me/ecapa")' in done.out
     assert hub.private == {"me/ecapa"}
     assert {*hub.repositories["me/ecapa"][-1]} >= {"model.safetensors", "config.yaml", "labels.json", "README.md"}
     assert 'spkexp.load("me/ecapa")' in hub.repositories["me/ecapa"][-1]["README.md"].decode()
     assert torch.equal(embedding("me/ecapa"), embedding(run))
-    assert publishing(monkeypatch, *to) == 0  # a new version of what is there
+    assert publishing(*to).code == 0  # a new version of what is there
     at(monkeypatch, ELSEWHERE)
     assert torch.equal(embedding("me/ecapa"), embedding(run))  # by the cache
 
@@ -168,28 +165,27 @@ def test_to_the_hub_and_back(
     ],
 )
 def test_mistakes(
-    arguments: list[str], message: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, run: Path, publishing: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at(monkeypatch, ELSEWHERE)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert publishing(monkeypatch, f"model={run}", *arguments) == 2
-    assert message in capsys.readouterr().err
+    done = publishing(f"model={run}", *arguments)
+    assert done.code == 2
+    assert message in done.err
 
 
-def test_evaluating_what_was_published(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluating_what_was_published(run: Path, publishing: Publish, run_command: Run, tmp_path: Path) -> None:
     """On recordings of one's own, beside which no voices are made, as the run's own corpus would be."""
-    publishing(monkeypatch, f"model={run}", "licence=mit", "output=made")
+    publishing(f"model={run}", "licence=mit", "output=made")
     root = tmp_path / "my recordings"
     root.mkdir()
     random = np.random.default_rng(0)
     for name in ("a1", "a2", "b1", "b2"):
         soundfile.write(root / f"{name}.wav", 0.1 * random.standard_normal(8000), 16000)
     (tmp_path / "list.txt").write_text("1 a1.wav a2.wav\n1 b1.wav b2.wav\n0 a1.wav b1.wav\n0 a2.wav b2.wav\n")
-    arguments = ["model=made", "trials=list.txt", f"data.root={root}", "output=out"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-    evaluate.main()
+    assert run_command("evaluate", "model=made", "trials=list.txt", f"data.root={root}", "output=out").code == 0
     assert json.loads((tmp_path / "out/results.json").read_text())["trials"]["list"]["num_trials"] == 4
     assert sorted(path.name for path in root.iterdir()) == ["a1.wav", "a2.wav", "b1.wav", "b2.wav"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", "model=me/ecapa", "trials=list.txt"])
-    with pytest.raises(SystemExit, match="2"):
-        evaluate.main()
+    done = run_command("evaluate", "model=me/ecapa", "trials=list.txt")
+    assert done.code == 2
+    assert "model=me/ecapa: is no folder of yours, where its results could go; give output=DIR" in done.err

@@ -58,7 +58,7 @@ class Windows(NamedTuple):
         try:
             from pyannote.core import SlidingWindow, SlidingWindowFeature
         except ImportError as error:
-            raise UserError(f"pyannote.core cannot be imported ({error}); pip install pyannote.core") from error
+            raise UserError(f"pyannote.core cannot be imported ({error}); pip install 'spkexp[pyannote]'") from error
         count = len(self.start)
         if count == 0:
             raise ValueError("there are no windows to make a SlidingWindowFeature of")
