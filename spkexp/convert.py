@@ -11,7 +11,7 @@ from spkexp.sections import Text
 
 HELP = """
 NAME
-  spkexp.convert - the weights of other toolkits as a model that all commands take
+  spkexp.convert - weights of other toolkits as a model that all commands take
 
 SYNOPSIS
   python -m spkexp.convert source=TOOLKIT checkpoint=FILE output=DIR

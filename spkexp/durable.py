@@ -34,6 +34,12 @@ _REMEDIES = {
 _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
+def seals(folder: Path, name: str) -> bool:
+    """Whether the checksums of `folder` are of its file `name`, too."""
+    sums = folder / SUMS
+    return sums.is_file() and f"  {name}\n" in read_text(sums)
+
+
 def seal(folder: Path) -> None:
     """Write SHA256SUMS for the files of `folder` and flush all of them to disk."""
     files = sorted(file for file in folder.iterdir() if file.name != SUMS)

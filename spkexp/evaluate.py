@@ -49,7 +49,7 @@ KEYS
 EXAMPLES
   python -m spkexp.evaluate model=RUN trials=veri_test2.txt scoring=as_norm
   python -m spkexp.evaluate model=RUN scoring=plda scoring.plda.lda_size=128
-  python -m spkexp.evaluate model=RUN scoring.calibration=val \
+  python -m spkexp.evaluate model=RUN scoring.calibration=val \\
       "scoring.quality=[duration,magnitude]" "scoring.conditions=[gender]"
   python -m spkexp.evaluate model=RUN trials=long.txt scoring.window=4
 

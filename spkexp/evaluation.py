@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import build, checkpoint, corpus, distributed, sources
+from spkexp import build, checkpoint, corpus, distributed, durable, sources
 from spkexp.data.classes import SPEAKER, LabelledSet
 from spkexp.data.evaluation_set import EvaluationSet, Trained, from_list
 from spkexp.data.split import split_table
@@ -20,7 +20,7 @@ from spkexp.errors import UserError
 from spkexp.models.speaker import SpeakerModel
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
-from spkexp.report.table import results_table
+from spkexp.report.table import BEGINNINGS, results_table
 from spkexp.rescoring import name_of, overridden
 from spkexp.resume import with_todays_keys
 from spkexp.scoring.classification import classify, closed_set, largest_class, summarise_classes
@@ -33,7 +33,7 @@ from spkexp.watch import watch
 from spkexp.whole_file import write_json, write_text
 
 log = logging.getLogger(__name__)
-_OF_TRAINING = ("loss", "accuracy", "untrained")  # what a run says of a list and no later scoring changes
+_OF_TRAINING = ("loss", "accuracy", *BEGINNINGS)  # what a run says of a list and no later scoring changes
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ def evaluate(source: str, request: Request, output: Path | None, device: torch.d
     # The results of a run are those of its best checkpoint; one that is named itself keeps its own. Other scores than
     # those that the run is configured for are another system's, which compare takes as one.
     own = sources.local(source)
+    if output is None and durable.seals(own, "results.json"):
+        raise UserError(
+            f"model={source}: was published with its results, which others are not to replace; give output=DIR"
+        )
     name = name_of(request.scoring)
     output = output or (own if name is None else own / "scoring" / name)
     distributed.decided_by_main(lambda: _make(output))

@@ -1,4 +1,4 @@
-"""What a run ends with: the best checkpoint and the untrained encoder on every trial list, as numbers and pictures."""
+"""What a run ends with: the best checkpoint, and the weights that it began with, on every trial list."""
 
 import logging
 import shutil
@@ -15,6 +15,7 @@ from spkexp.errors import UserError
 from spkexp.interrupt import StopRequest
 from spkexp.report.confusion import write_classified
 from spkexp.report.plots import det_plot
+from spkexp.report.table import BEFORE, UNTRAINED
 from spkexp.resume import RESULTS
 from spkexp.savepoint import RECENT, read_state
 from spkexp.scorer import Scorer
@@ -40,9 +41,10 @@ def write_results(
     initial: Callable[[], TrainStep],
     stop: StopRequest,
 ) -> tuple[dict[str, Any], dict[str, Scored]]:
-    """Score the best checkpoint and the untrained encoder on every trial list; write results, scores and plots.
+    """Score the best checkpoint and the initial weights on every trial list; write results, scores and plots.
 
-    initial: makes the untrained encoder, a function of the seed; training starts without the delay of scoring it.
+    initial: makes what training began with, a function of the seed: the untrained encoder, or that of cfg.init_from.
+    Training starts without the delay of scoring it.
     Returns results.json's content, in the main process with its "trials", and what was scored. Raises Stopped.
     """
     step, data, settings = trainer.train_step, scorer.data, scorer.settings
@@ -57,15 +59,16 @@ def write_results(
                 if name not in classified
             }
             # A classifier's chance level is its largest class.
-            untrained = {} if classified else _untrained(scorer, initial, stop)
+            began_with = {} if classified else _beginning(scorer, initial, stop)
         except Interrupted:
             raise stop.stopped() from None
     results = _of_training(cfg, trainer, scorer, utterances_per_epoch, banks, chosen)
     if not distributed.is_main():
         return results, scored
     entries, scores = write_trials(folder, scored, settings, [name for name in scored if name not in classified])
+    beginning = UNTRAINED if cfg.init_from is None else BEFORE
     for name, entry in entries.items():
-        results["trials"][name] = entry | closed[name] | ({"untrained": untrained[name]} if untrained else {})
+        results["trials"][name] = entry | closed[name] | ({beginning: began_with[name]} if began_with else {})
     for name, answers in classified.items():
         results["trials"][name] = summarise_classes(answers, settings.bootstrap, largest_class(data.train))
         write_classified(folder, answers, settings.save_scores)
@@ -105,13 +108,13 @@ def _load_best(folder: Path, step: TrainStep) -> _Chosen:
     return _Chosen(at, state["weights"], best["value"] if is_best else None)
 
 
-def _untrained(scorer: Scorer, initial: Callable[[], TrainStep], stop: StopRequest) -> dict[str, Any]:
+def _beginning(scorer: Scorer, initial: Callable[[], TrainStep], stop: StopRequest) -> dict[str, Any]:
     """What the initial weights score on every trial list; nothing where they cannot be had any more."""
     step = None
     try:
         step = initial()
     except UserError as error:
-        log.warning("the untrained encoder is not scored: %s", error)
+        log.warning("the initial weights are not scored: %s", error)
     if distributed.any_of(step is None)[0]:  # a process that fails alone must not leave the others waiting for it
         return {}
     assert step is not None

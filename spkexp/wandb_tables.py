@@ -40,7 +40,7 @@ def results_content(results: Mapping[str, Any]) -> Content:
                 row |= {f"{key} low": low, f"{key} high": high}
             elif key == "identification":
                 row |= {name: share for name, share in (value or {}).items() if name.startswith("top")}
-            elif key in ("untrained", "majority"):
+            elif key in ("untrained", "before", "majority"):
                 row |= {f"{key} {k}": v for k, v in value.items() if isinstance(v, float)}
             elif not isinstance(value, Mapping):
                 row[key] = value

@@ -482,7 +482,7 @@ def test_pretrained_weights_are_read_once_and_named_where_missing(
     weights.unlink()
     done = run("train", f"resume={folder}", "trainer.max_steps=3")
     assert done.code == 0, done.err
-    assert "the untrained encoder is not scored: model.encoder.pretrained" in done.err
+    assert "the initial weights are not scored: model.encoder.pretrained" in done.err
     names = [line.split(",")[0] for line in manifest.read_text().splitlines()[1:3]]
     (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[1]}\n0 {names[1]} {names[0]}\n")
     done = run("evaluate", f"model={folder}", f"trials={tmp_path / 'trials.txt'}", f"data.root={manifest.parent}")

@@ -186,6 +186,9 @@ def test_evaluating_what_was_published(run: Path, publishing: Publish, run_comma
     assert run_command("evaluate", "model=made", "trials=list.txt", f"data.root={root}", "output=out").code == 0
     assert json.loads((tmp_path / "out/results.json").read_text())["trials"]["list"]["num_trials"] == 4
     assert sorted(path.name for path in root.iterdir()) == ["a1.wav", "a2.wav", "b1.wav", "b2.wav"]
+    done = run_command("evaluate", "model=made", "trials=list.txt", f"data.root={root}")
+    assert done.code == 2
+    assert "model=made: was published with its results, which others are not to replace; give output=DIR" in done.err
     done = run_command("evaluate", "model=me/ecapa", "trials=list.txt")
     assert done.code == 2
     assert "model=me/ecapa: is no folder of yours, where its results could go; give output=DIR" in done.err

@@ -1,4 +1,4 @@
-"""Results as people read them: percent, with intervals, beside the untrained encoder."""
+"""Results as people read them: percent, with intervals, beside the encoder that training began with."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ from rich.table import Table
 from spkexp.report.classes import classes_table
 from spkexp.report.conditions import conditions_table
 from spkexp.report.ratios import calibration_table
+
+# What an entry has of the weights that training began with: fresh ones, or those of init_from.
+UNTRAINED, BEFORE = BEGINNINGS = ("untrained", "before")
 
 
 def results_table(results: dict[str, Any], width: int = 80) -> str:
@@ -28,8 +31,9 @@ def results_table(results: dict[str, Any], width: int = 80) -> str:
     for name, entry in entries.items():
         label = f"{name} ({entry['num_trials']:,})" if "num_trials" in entry else name
         table.add_row(label, *_cells(entry, p_targets, accuracies))
-        if entry.get("untrained"):
-            table.add_row("  untrained", *_cells(entry["untrained"], p_targets, accuracies))
+        for beginning in BEGINNINGS:
+            if entry.get(beginning):
+                table.add_row(f"  {beginning}", *_cells(entry[beginning], p_targets, accuracies))
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         if labelled:

@@ -37,7 +37,9 @@ def entry_of(scores: TrialScores, settings: Scoring, llr: bool) -> dict[str, Any
     """
     if scores.target is None:
         return {"num_trials": len(scores)}
-    if settings.bootstrap and scores.speakers is not None:
+    if settings.bootstrap and scores.speakers is None:
+        log.info("no intervals: it is not known who speaks in all of the utterances; a manifest with speakers says it")
+    elif settings.bootstrap and scores.speakers is not None:
         count = len(np.unique(np.concatenate(scores.speakers)))
         if count < MIN_SPEAKERS:
             log.info("no intervals: the trials are of %d speakers, and of fewer than %d they would feign certainty",
