@@ -22,7 +22,7 @@ from spkexp.data.corpora.noises import PLACE
 from spkexp.data.recordings import Bank
 from spkexp.data.sampler import Sampler
 from spkexp.data.utterances import Utterances
-from spkexp.errors import UserError
+from spkexp.errors import ConfigError, UserError
 from spkexp.losses.head import Head, Loss
 from spkexp.models import lora
 from spkexp.models.speaker import SpeakerModel
@@ -30,9 +30,13 @@ from spkexp.signature import holds_parts, read_signature
 
 log = logging.getLogger(__name__)
 
-
 # Values that the building of any model may need beside those of its weights: filters and windows of the features.
 _SPARE_VALUES = 1 << 23
+# What values of other types, and tensors of other shapes, than were thought of provoke in code that takes them.
+UNEXPECTED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
+    *(StopIteration, TypeError, ValueError),
+)
 
 
 def build(node: DictConfig, path: str = "", **run_time: Any) -> Any:
@@ -134,7 +138,7 @@ def trained_model(source: str | Path, trust: tuple[str, ...] = ()) -> tuple[Spea
     _check_nodes(cfg, "model", file)
     if "backend" in cfg.model.encoder:  # a choice for the machine that trained; the weights fit all
         cfg.model.encoder.backend = "auto"
-    speaker_model = _within(file, tensors, lambda: model(cfg.model))
+    speaker_model = within(file, tensors, lambda: model(cfg.model))
     if not isinstance(speaker_model, SpeakerModel):
         raise UserError(f"{file}: model._target_: {type(speaker_model).__name__} is no speaker model")
     checkpoint.load_into(speaker_model, tensors, folder, "model")
@@ -156,7 +160,7 @@ def trained_head(cfg: DictConfig, folder: Path, embedding_size: int, trust: tupl
     counts = torch.ones(classes, dtype=torch.int64)
     run_time = {"num_classes": classes, "class_counts": counts, "steps_per_epoch": 1}
     tensors = checkpoint.load_tensors(folder)[1]
-    trained = _within(file, tensors, lambda: _loss(cfg, {"embedding_size": embedding_size, **run_time}))
+    trained = within(file, tensors, lambda: _loss(cfg, {"embedding_size": embedding_size, **run_time}))
     checkpoint.load_into(trained, tensors, folder, "head")
     return trained.eval().classifier
 
@@ -170,18 +174,21 @@ def _check_nodes(cfg: DictConfig, section: str, file: Path) -> None:
         raise UserError("\n".join(f"{file}: {mistake}" for mistake in mistakes))
 
 
-def _within(file: Path, tensors: Mapping[str, Tensor], make: Callable[[], Any]) -> Any:
-    """What `make` builds by the config `file`, which may need a few times the memory of `tensors`.
+def within(file: Path, tensors: Mapping[str, Tensor], make: Callable[[], Any]) -> Any:
+    """What `make` builds as `file` says, which may need a few times the memory of `tensors`. Raises UserError.
 
-    A config from elsewhere can ask for layers that no memory holds, or for values that no class of ours was tried with.
+    What comes from elsewhere can ask for layers that no memory holds, or for values that no class of ours was tried
+    with.
     """
     values = sum(tensor.numel() for tensor in tensors.values())
     try:
         with Allowance(_SPARE_VALUES + 8 * values):
             return make()
+    except ConfigError:  # names its keys, which stand on the command line, too
+        raise
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+    except UNEXPECTED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file}: describes no model that can be built: {reason}") from error
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import torch
@@ -29,6 +29,7 @@ MODEL, CONFIG, LABELS, STATE = "model.safetensors", "config.yaml", "labels.json"
 PORTABLE = (MODEL, CONFIG, LABELS)  # what a user of the trained model needs
 FILES = (*PORTABLE, STATE)
 LAST, PREVIOUS, BEST = "last", "previous", "best"  # in the folder `checkpoints` of a run
+RESULTS = "results.json"
 HEAD = "head."  # the head's tensors are in the model file under this prefix
 UNWRITTEN = (OSError, RuntimeError, safetensors.SafetensorError)  # torch and safetensors have errors of their own
 
@@ -195,12 +196,16 @@ def find(source: str | Path, name: str = BEST) -> Path:
     raise UserError(f"{source}: holds no checkpoint ({MODEL} or checkpoints/{name}/{MODEL}); give a run folder")
 
 
-def results_file(folder: Path) -> Path | None:
-    """Where the results of the checkpoint `folder` stand: beside the model where it was published, or in the run whose
-    best it is, for others were not measured; None: nowhere."""
-    run = folder.parent.parent if folder.name == BEST and folder.parent.name == "checkpoints" else folder
-    file = run / "results.json"
-    return file if file.is_file() else None
+def results_files(folder: Path) -> list[Path]:
+    """Where the results of the checkpoint `folder` stand, the nearest first; empty: nowhere.
+
+    Beside the model, where it was published or scored by itself, and in the run whose best it is (or is in the place of
+    after a kill, best.new or best.old): the others of a run were not measured.
+    """
+    places = [folder]
+    if folder.parent.name == "checkpoints" and folder.name.partition(".")[0] == BEST:
+        places.append(folder.parent.parent)
+    return [place / RESULTS for place in places if (place / RESULTS).is_file()]
 
 
 def _whole(folder: Path) -> Path:
@@ -227,6 +232,13 @@ def load_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"{file}: holds no config of a run; bring it back from a copy")
     saved_config.require_trusted(config, file, trust)
     return config
+
+
+def named(config: DictConfig, what: Literal["model", "data"]) -> str:
+    """What a config calls its model, or its data; "model" and "unknown" where it has no name for it."""
+    names = config.get("names")
+    name = names.get(what) if isinstance(names, DictConfig) else None
+    return name if isinstance(name, str) and name else {"model": "model", "data": "unknown"}[what]
 
 
 def load_labels(folder: Path) -> list[str]:

@@ -18,11 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from spkexp.compose import CommandLine, check_all
-from spkexp.config import config_folder
+from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError, UserError
 
 EXIT_USER = 2
-# Hydra's own pages; nothing is composed, so there is nothing to check first.
+# Hydra's own pages: not checked first, unless there are files that may be somebody else's.
 _PAGES = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}
 
 Task = Callable[[DictConfig, list[str]], Any]
@@ -47,7 +47,7 @@ def errors_to_exit_codes() -> Iterator[None]:
         _record(str(error))
         if os.environ.get("RANK", "0") == "0":  # the same config on every rank: say it once
             count = len(error.mistakes)
-            print(f"spkexp: {count} mistake{'s' * (count != 1)} in the config", file=sys.stderr)
+            print(f"spkexp: {count} mistake{'s' * (count != 1)} in the {error.where}", file=sys.stderr)
             for mistake in error.mistakes:
                 print(f"  {mistake}", file=sys.stderr)
         sys.exit(EXIT_USER)
@@ -87,6 +87,8 @@ def hydra_command(task: Task, jobs: Jobs | None = None) -> Callable[[], None]:
         hydra_config = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         OmegaConf.resolve(cfg)  # so that it means the same outside Hydra
+        with errors_to_exit_codes():
+            check(cfg)  # again: what ${now:…} and ${hydra:…} stand for may be something else by now
         if jobs is not None and hydra_config.mode == RunMode.MULTIRUN:
             return jobs.run_job(task, cfg, overrides)
         with errors_to_exit_codes():
@@ -103,10 +105,10 @@ def hydra_command(task: Task, jobs: Jobs | None = None) -> Callable[[], None]:
     def entry() -> None:
         arguments = sys.argv[1:]
         with errors_to_exit_codes():
-            if _PAGES & set(arguments):
+            line = CommandLine.read(arguments)
+            if _PAGES & set(arguments) and line.config_dir is None:
                 start([])
                 return
-            line = CommandLine.read(arguments)
             if line.multirun and jobs is None:
                 raise UserError("-m: this command takes one config")
             if line.multirun and "TORCHELASTIC_RUN_ID" in os.environ:

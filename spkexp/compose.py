@@ -17,25 +17,26 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from spkexp.config import check, config_folder
-from spkexp.errors import ConfigError
-from spkexp.override_errors import explain
+from spkexp.errors import ConfigError, UserError
+from spkexp.override_errors import explain, not_listed, swept_values
 from spkexp.resume import twins
-from spkexp.trust import untrusted_of_hydra
+from spkexp.trust import set_by_files, untrusted_of_hydra
 
 # Modules that an option of a group needs beside what is always installed; the extras are called the same.
 _EXTRAS = {
     "hydra/launcher": {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"},
     "hydra/sweeper": {"optuna": "optuna"},
 }
-_OPTIONS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
-_OPTIONS_WITH_VALUE |= {"--config-dir", "-cd", "--experimental-rerun", "--info", "-i"}
+_OPTIONS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i"}
+_NOT_OF_USE = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class CommandLine:
 
     @staticmethod
     def read(arguments: list[str]) -> "CommandLine":
+        """Raises UserError for an option of Hydra's that would get past the check."""
         overrides, config_dir, shows = [], None, False
         rest = iter(arguments)
         for argument in rest:
             option, equals, value = argument.partition("=")
+            # Hydra takes the beginning of a long option's name, too.
+            if len(option) > 2 and any(name.startswith(option) for name in _NOT_OF_USE):
+                raise UserError(f"{option}: runs are made of conf/; for files of yours beside it: --config-dir DIR")
             if option in _OPTIONS_WITH_VALUE:
                 value = value if equals else next(rest, "")
                 config_dir = value if option in ("--config-dir", "-cd") else config_dir
@@ -162,7 +167,7 @@ def _check_jobs(parsed: list[Override]) -> tuple[list[Checked], list[str]]:
             mistakes.append(f"{override.key_or_group}: is the same for all jobs of a sweep; give one value")
         else:
             swept.append(override)
-    found = [(override, *_values(override)) for override in swept]
+    found = [(override, *swept_values(override)) for override in swept]
     mistakes += [mistake for _, _, mistake in found if mistake]
     choices = [[f"{override.get_key_element()}={value}" for value in values] for override, values, _ in found if values]
     first = [values[0] for values in choices]
@@ -171,7 +176,7 @@ def _check_jobs(parsed: list[Override]) -> tuple[list[Checked], list[str]]:
         return checked, mistakes
     mistakes += _mistakes_of_launcher(checked[0][0])
     if option("hydra/sweeper") == "basic":
-        mistakes += [_not_listed(override) for override in swept if isinstance(override.value(), IntervalSweep)]
+        mistakes += [not_listed(override) for override in swept if isinstance(override.value(), IntervalSweep)]
         others = [list(combination) for combination in itertools.product(*choices)][1:]
     else:
         others = [
@@ -199,33 +204,6 @@ def _mistakes_of_launcher(cfg: DictConfig) -> list[str]:
     return [f"{key}.nodes={nodes} needs trainer.nproc=N, the number of processes on each node"]
 
 
-def _values(override: Override) -> tuple[list[str], str | None]:
-    """(values that a sweep gives a key, what is wrong with them)."""
-    key, value = override.key_or_group, override.value()
-    given = str(override.input_line).partition("=")[2]
-    if isinstance(value, Glob):
-        folder = config_folder() / key
-        if not os.path.isdir(folder):
-            return [], f"{key}: {given} picks files of conf/, and conf/{key} is no group; list the values: {key}=A,B"
-        names = list(override.sweep_string_iterator())
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        return names, None if names else f"{key}: {given} matches no file; conf/{key} has {there}"
-    if override.is_discrete_sweep():
-        values = list(override.sweep_string_iterator())
-        if not values:
-            return [], f"{key}: {given} is empty; give at least one value"
-        twice = next((value for value in values if values.count(value) > 1), None)
-        return values, None if twice is None else f"{key}: {twice} is there twice; leave one out"
-    if not isinstance(value, IntervalSweep):
-        return [], _not_listed(override)
-    return [str(value.start), str(value.end)], None
-
-
-def _not_listed(override: Override) -> str:
-    key, _, given = str(override.input_line).partition("=")
-    return f"{key}: a sweep cannot try all of {given}; list values, {key}=A,B, or add hydra/sweeper=optuna"
-
-
 def _check_one(overrides: list[str]) -> Checked:
     """(config, all mistakes) of one job: what Hydra cannot compose is noted and left out, then the rest is checked."""
     mistakes: list[str] = []
@@ -242,12 +220,14 @@ def _check_one(overrides: list[str]) -> Checked:
                 mistakes.append(mistake)
             appended += [override for override in bad if override not in remaining]
             remaining = bad
+        except YAMLError as error:
+            return None, [*mistakes, f"--config-dir: {' '.join(str(error).split())}"]
         except OSError as error:  # Hydra looks for a file of that name; some of its own errors are OSErrors, too
             if error.errno != errno.ENAMETOOLONG:
                 raise
             longest = max(remaining, key=len)
             return None, [*mistakes, f"{longest[:80]}…: is longer than the name of a file can be"]
-    mistakes += _missing_extras() + _not_trusted_by_the_user(cfg, overrides)
+    mistakes += _missing_extras() + _not_trusted_by_the_user(cfg, remaining)
     try:
         check(cfg)
     except ConfigError as error:
@@ -277,11 +257,35 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 def _not_trusted_by_the_user(cfg: DictConfig, overrides: list[str]) -> list[str]:
     """A file of configs may be somebody else's: it cannot say whom to trust, and Hydra builds from its section, too."""
-    mistakes = untrusted_of_hydra(OmegaConf.to_container(cast(Any, HydraConfig.get()), resolve=False))
+    hydra = OmegaConf.to_container(cast(Any, HydraConfig.get()), resolve=False)
+    mistakes = untrusted_of_hydra(hydra)
+    if any(source.provider not in ("hydra", "main", "schema") for source in HydraConfig.get().runtime.config_sources):
+        mistakes += set_by_files(hydra, _hydra_of_command_line(overrides))
     given = any(override.lstrip("+").partition("=")[0] == "trust" for override in overrides)
-    if OmegaConf.select(cfg, "trust") and not given:
+    if not given and (OmegaConf.is_interpolation(cfg, "trust") or OmegaConf.select(cfg, "trust")):
         mistakes.append("trust: counts on the command line alone, not in a file; give it there: trust=[PACKAGE]")
     return mistakes
+
+
+def _hydra_of_command_line(overrides: list[str]) -> dict[str, Any]:
+    """The section hydra as conf/ and the command line make it, with the launcher and the sweeper composed last."""
+    of_hydra = [override for override in overrides if override.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    chosen = [f"hydra/{group}={_of_class(group)}" for group in ("launcher", "sweeper")]
+    rest = [override for override in of_hydra if not override.startswith(("hydra/launcher=", "hydra/sweeper="))]
+    with _hydra():
+        try:
+            cfg = compose("config", overrides=[*chosen, *rest], return_hydra_config=True)
+        except HydraException:  # an override of what only the files have
+            cfg = compose("config", overrides=chosen, return_hydra_config=True)
+    given = {"hydra": of_hydra, "task": [override for override in overrides if override not in of_hydra]}
+    return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False)) | {"overrides": given}
+
+
+def _of_class(group: str) -> str:
+    """The option of conf/hydra/`group` whose class the config has that was composed last."""
+    target = OmegaConf.select(cast(Any, HydraConfig.get()), f"{group}._target_")
+    files = (config_folder() / "hydra" / group).glob("*.yaml")
+    return next((file.stem for file in files if OmegaConf.select(OmegaConf.load(file), "_target_") == target), "basic")
 
 
 def _missing_extras() -> list[str]:

@@ -58,11 +58,23 @@ def check(cfg: DictConfig) -> None:
     data = container.get("data")
     if isinstance(data, dict) and data.get("corpus") is not None and data.get("manifest"):
         mistakes.append("data.manifest: this corpus has utterances of its own; add data=manifest to use a manifest")
+    mistakes += _check_distillation(container)
     for path in REQUIRED_NODES:
         if "_target_" not in (_at(container, path) or {}):
             mistakes.append(f"{path}: missing; it needs a '_target_' that names a class")
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
+
+
+def _check_distillation(container: Mapping[str, Any]) -> list[str]:
+    if _at(container, "distill.teacher") is not None:
+        if _at(container, "trainer.batch_size") == "auto":
+            return ["trainer.batch_size: auto does not count what distill.teacher takes of the memory; give a number"]
+        return []
+    given, defaults = container.get("distill"), OmegaConf.load(config_folder() / "config.yaml").distill
+    given = given if isinstance(given, dict) else {}
+    changed = [key for key in defaults if given.get(key, defaults[key]) not in (defaults[key], "???")]
+    return [f"distill.{key}: needs a teacher; give distill.teacher=RUN, too, or leave it out" for key in changed]
 
 
 def check_section(container: Mapping[Any, Any], section: str) -> list[str]:
@@ -249,7 +261,7 @@ def describe_error(path: str, error: ErrorDetails, root: type | None) -> str:
         bound = context.get("min_length", context.get("max_length"))
         return f"{path}: must have {'at least' if kind == 'too_short' else 'at most'} {bound} items, got {value}"
     if kind == "value_error":
-        return f"{path}: {context['error']}"
+        return f"{path}: {context['error']}" if path else str(context["error"])
     if kind == "string_too_short":
         return f"{path}: is empty; give a value or leave it out"
     expected = _EXPECTED.get(kind.split("_")[0])

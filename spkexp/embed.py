@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from spkexp.arguments import Trust, parse
+from spkexp.arguments import Device, Trust, parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.sections import Text
 from spkexp.types import NonNegative, NonNegativeInt, Positive, PositiveInt
@@ -23,30 +23,34 @@ SYNOPSIS
 
 KEYS
   model=RUN        a run folder (its best checkpoint), a checkpoint folder, or
-                   what else stands for a model: user/name of the hub, an address
+                   what else stands for a model: user/name of the hub, an
+                   address
   input=           an audio file;
-                   a folder: all wav, flac, m4a, opus, mp3 and ogg files below it,
-                   called by their path without the extension, unless two were
-                   alike then;
+                   a folder: all wav, flac, m4a, opus, mp3 and ogg files below
+                   it, called by their path without the extension, unless two
+                   were alike then;
                    a manifest (CSV, JSON, Parquet, a Kaldi folder, what prepare
-                   wrote), whose other columns (speaker, ...) go into the output;
+                   wrote), whose other columns (speaker, ...) go into the
+                   output;
                    -: paths from standard input, one a line
-  output=FILE      .h5, .npz, .parquet, or .ark (with .scp and .csv)
+  output=FILE      .h5, .npz, .parquet, or .ark (with .scp and .csv); what is
+                   there is replaced, but for what the command reads
   window=SECONDS   an embedding for every window of so many seconds, not for the
                    whole recording; the last one ends with the recording, and a
                    shorter recording is one window
   step=            from one window to the next, in seconds (step=0.1) or a share
                    of the window (step=25%); default 50%
   segments=FILE    an RTTM: an embedding for each of its segments, or for each
-                   window of them
+                   window of them; those of recordings that are not in the
+                   input are left out
   data.root=DIR    where the relative paths of a manifest start
   resample=false   other sample rates than the model's are errors;
                    default: they are resampled
-  mix_channels=false  several channels are an error; default: their mean is taken
+  mix_channels=false  several channels are an error; default: their mean
   on_error=skip    leave out what cannot be read, and list it; default: raise
   batch_seconds=S  audio in a batch, with padding; default 240
   precision=bf16   faster on GPUs that have it; default fp32
-  device=auto      auto, cpu or cuda
+  device=auto      auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which GPU
   num_workers=N    processes that read; default: none on a CPU
   trust=PACKAGE    a package of yours, or [A,B], whose classes the run may name
 
@@ -54,6 +58,8 @@ KEYS
                    level, or taken from segments=FILE; windows of it (window=1.5
                    step=50%) are clustered, each recording by itself
   num_speakers=N   of each recording; default: found, at most max_speakers=N
+                   (default: no limit but one for every 4 s of speech and, with
+                   spectral clustering, 20); give it if you know it
   clustering=agglomerative  in place of spectral, which finds the number of
                    speakers by itself; this one merges what is more alike than
   threshold=T      a cosine; default: that of the run's validation trials
@@ -63,19 +69,22 @@ DESCRIPTION
   Embeddings are the model's own, not scaled to length one. Batches hold audio
   of like length; what is beside an utterance in its batch does not change it.
 
-  Killed at any moment, the same command goes on where it was, and the result is
-  the same to the last bit. What there is so far lies in OUTPUT.partial, which is
-  removed in the end; another model, input or setting starts anew and says so.
+  Killed at any moment, the same command goes on where it was, and the result
+  is the same to the last bit. What there is so far lies in OUTPUT.partial,
+  which is removed in the end; another model, input or setting starts anew and
+  says so. Once it is finished, the same command embeds everything again and
+  replaces OUTPUT at its end.
+  diarize=true writes at its end alone: killed, it starts over.
 
   torchrun --nproc-per-node=8 -m spkexp.embed ... shares the work.
 
 FILES
-  OUTPUT holds `id`, `embedding` and the manifest's other columns in the order of
-  the input. Windows are called ID/000000, ID/000001, ..., and have `recording`,
-  `start` and `end`, in seconds of the file. Segments are called
-  RECORDING/000000, ... in the order of the RTTM, with `recording`, `start`, `end`
-  and its `speaker`. spkexp.embedding.windows_file.read_windows reads windows
-  back, by recording.
+  OUTPUT holds `id`, `embedding` and the manifest's other columns in the order
+  of the input. Windows are called ID/000000, ID/000001, ..., and have
+  `recording`, `start` and `end`, in seconds of the file. Segments are called
+  RECORDING/000000, ... in the order of the RTTM, with `recording`, `start`,
+  `end` and its `speaker`. spkexp.embedding.windows_file.read_windows reads
+  windows back, by recording.
 
 EXAMPLES
   python -m spkexp.embed model=RUN input=corpus/ output=corpus.h5
@@ -108,7 +117,7 @@ class Arguments(BaseModel):
     on_error: Literal["raise", "skip"] = "raise"
     batch_seconds: Positive = 240.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     num_workers: NonNegativeInt | None = None
     trust: Trust = ()
     diarize: bool = False

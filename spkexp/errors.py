@@ -6,10 +6,10 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """Everything that is wrong in a config, one mistake a line."""
+    """Everything that is wrong in a config, or in the arguments of a command (`where`), one mistake a line."""
 
-    def __init__(self, mistakes: list[str]) -> None:
-        self.mistakes = mistakes
+    def __init__(self, mistakes: list[str], where: str = "config") -> None:
+        self.mistakes, self.where = mistakes, where
         super().__init__("\n".join(mistakes))
 
 

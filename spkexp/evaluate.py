@@ -1,11 +1,10 @@
 """`python -m spkexp.evaluate`: error rates of a trained encoder on trials."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from spkexp.arguments import Trust, parse
+from spkexp.arguments import Device, Trust, parse
 from spkexp.cli import errors_to_exit_codes, set_up_logging
 from spkexp.sections import Text
 from spkexp.types import PositiveInt
@@ -40,7 +39,7 @@ KEYS
   output=DIR       where results go; default: the run folder, and with other
                    scores than its own a folder below RUN/scoring/, which
                    compare takes as a run
-  device=auto      auto, cpu or cuda
+  device=auto      auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which GPU
   trust=PACKAGE    a package of yours, or [A,B], whose classes the run may name
   watch=true       while the run trains: score its checkpoints as they come, on
                    its validation trials or trials=FILE, and keep the best
@@ -73,7 +72,7 @@ class Arguments(BaseModel):
     models: Text | None = None
     root: Text | None = Field(None, alias="data.root")
     output: Text | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     trust: Trust = ()
     watch: bool = False
     every: PositiveInt | None = None

@@ -195,7 +195,8 @@ def _make(output: Path) -> None:
 
 def _earlier(output: Path, source: Path, cfg: DictConfig, parameters: int) -> dict[str, Any]:
     """The results that `output` has already, else a beginning of them: what the run at `source` says of itself."""
-    found = {"model": cfg.names.model, "data": cfg.names.data, "seed": cfg.seed, "parameters": parameters}
+    named = {key: checkpoint.named(cfg, key) for key in ("model", "data")}
+    found = {**named, "seed": cfg.get("seed", 0), "parameters": parameters}
     for file, whole in ((output / "results.json", True), (source / "results.json", False)):
         if file.is_file():
             try:

@@ -20,6 +20,7 @@ from spkexp.interrupt import Stopped, StopRequest
 from spkexp.loss_setup import check_loss, distillation, teacher_of
 from spkexp.machine import check_machine
 from spkexp.meter import BadFiles, Meter
+from spkexp.model_choice import keep_model_of_source
 from spkexp.outcome import Outcome
 from spkexp.parameter_groups import Freezing, check_optimizer, parameter_groups
 from spkexp.pruning import Pruning
@@ -48,6 +49,7 @@ def run_experiment(cfg: DictConfig, device: torch.device, resumed: bool, stop: S
                 return as_it_ended(place.folder, shown=distributed.is_main())
             if distributed.is_main():
                 run_folder.record_environment(place.folder, cfg)
+                keep_model_of_source(cfg, place.folder)
                 log.info("run folder: %s", place.folder)
             experiment = Experiment(cfg, settings, device, place.folder, place.resumed, stop)
         except (OSError, KeyboardInterrupt, Stopped) as error:  # a mistake in the config leaves nothing to go on with
@@ -288,11 +290,9 @@ def _explain_the_end(folder: Path, error: BaseException) -> UserError | None:
     if distributed.is_main() and isinstance(error, Exception | KeyboardInterrupt | Stopped):
         try:
             saved = checkpoint.newest(folder)
-            what = (
-                f"saved at step {checkpoint.load_state(saved)['position']['step']}"
-                if saved
-                else "nothing was saved yet"
-            )
+            what = "nothing was saved yet"
+            if saved:
+                what = f"saved at step {checkpoint.load_state(saved)['position']['step']}"
         except UserError as damaged:  # of all that goes wrong, this is not what ended the run
             what = str(damaged)
         log.info("%s; go on with: python -m spkexp.train resume=%s", what, folder)

@@ -91,7 +91,7 @@ class Source(NamedTuple):
 
 def _name(cfg: DictConfig) -> str:
     """ecapa_small (spkexp.models.ecapa.ECAPA)."""
-    return f"{OmegaConf.select(cfg, 'names.model') or 'model'} ({cfg.model.encoder._target_})"
+    return f"{checkpoint.named(cfg, 'model')} ({cfg.model.encoder._target_})"
 
 
 def _without_other_lora(cfg: DictConfig, config: DictConfig, tensors: dict[str, Tensor]) -> bool:

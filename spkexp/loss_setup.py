@@ -92,7 +92,7 @@ def distillation(
         head.to(device)
     if distributed.is_main():
         size = sum(parameter.numel() for parameter in teacher.parameters())
-        log.info("teacher: %s of %s, %.2f M parameters", theirs.names.model, folder, size / 1e6)
+        log.info("teacher: %s of %s, %.2f M parameters", checkpoint.named(theirs, "model"), folder, size / 1e6)
     return Distillation(
         teacher.to(device),
         head,

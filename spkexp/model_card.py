@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
 
 from spkexp.changes import changes, flat
+from spkexp.checkpoint import named
 from spkexp.saved_config import is_place
 
 # What of a config says how the model came to be; the rest is in config.yaml.
@@ -15,10 +17,33 @@ _SECTIONS = ("data.label", "data.crop_seconds", "augment.speeds", "loss", "train
 PLACES = ("data.root", "data.cache_dir", "data.manifest", "run_dir", "tracking.entity", "tracking.group")
 _TRAINER = ("trainer.epochs", "trainer.batch_size", "trainer.precision", "seed")
 
+_Interval = tuple[float, float] | None
+
+
+class Entry(BaseModel):
+    """What results.json says of a trial list, or of a set with classes; rates are fractions. Others may have less."""
+
+    num_trials: int | None = None
+    eer: float | None = None
+    eer_ci95: _Interval = None
+    min_dcf: dict[str, float] = {}
+    min_dcf_ci95: dict[str, _Interval] = {}
+    accuracy: float | None = None
+    accuracy_ci95: _Interval = None
+    macro_f1: float | None = None
+
+
+class Results(BaseModel):
+    """Of results.json what the card shows."""
+
+    trials: dict[str, Entry]
+    parameters: int | None = None
+    classes: int | None = None
+
 
 def model_card(
     config: DictConfig,
-    results: dict[str, Any] | None,
+    results: Results | None,
     licence: str,
     name: str | None,
     description: str | None,
@@ -26,9 +51,9 @@ def model_card(
 ) -> str:
     """README.md with the hub's metadata: error rates with their intervals, how to use the model, how it was trained.
 
-    config: of the run; results: its results.json; name: of the repository; classifies: whether the head is published.
+    config: of the run; name: of the repository; classifies: whether the head is published.
     """
-    title = f"{config.names.model} on {config.names.data}"
+    title = f"{named(config, 'model')} on {named(config, 'data')}"
     where = name or "PATH"
     lines = ["---", yaml.safe_dump(_metadata(config, results, licence, name), sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {name or title}", "", description or f"A speaker encoder: {title}.", ""]
@@ -57,74 +82,90 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _metadata(config: DictConfig, results: dict[str, Any] | None, licence: str, name: str | None) -> dict[str, Any]:
+def _metadata(config: DictConfig, results: Results | None, licence: str, name: str | None) -> dict[str, Any]:
+    model, data = named(config, "model"), named(config, "data")
     found: dict[str, Any] = {
         "license": licence.lower(),
         "library_name": "spkexp",
-        "tags": ["speaker-recognition", "speaker-verification", "speaker-embedding", config.names.model],
+        "tags": ["speaker-recognition", "speaker-verification", "speaker-embedding", model],
     }
     entries = _verified(results)
     if entries:
         measured = [
             {
                 "task": {"type": "speaker-verification", "name": "Speaker verification"},
-                "dataset": {"type": config.names.data, "name": f"{config.names.data}, {trials}"},
-                "metrics": [{"type": "eer", "name": "EER (%)", "value": round(100 * entry["eer"], 3)}],
+                "dataset": {"type": data, "name": f"{data}, {trials}"},
+                "metrics": [{"type": "eer", "name": "EER (%)", "value": round(100 * eer, 3)}],
             }
-            for trials, entry in entries.items()
+            for trials, (eer, _) in entries.items()
         ]
-        found["model-index"] = [{"name": name or config.names.model, "results": measured}]
+        found["model-index"] = [{"name": name or model, "results": measured}]
     return found
 
 
-def _verified(results: dict[str, Any] | None) -> dict[str, Any]:
-    return {} if results is None else {n: e for n, e in results.get("trials", {}).items() if "eer" in e}
+def _verified(results: Results | None) -> dict[str, tuple[float, Entry]]:
+    """The trial lists that have an equal error rate, and that."""
+    return {} if results is None else {n: (e.eer, e) for n, e in results.trials.items() if e.eer is not None}
 
 
-def _results(results: dict[str, Any] | None) -> list[str]:
+def _results(results: Results | None) -> list[str]:
     entries = _verified(results)
-    classified = {} if results is None else {n: e for n, e in results.get("trials", {}).items() if "macro_f1" in e}
+    classified = {} if results is None else {n: e for n, e in results.trials.items() if e.macro_f1 is not None}
     if not entries and not classified:
         return ["## Results", "", "Nothing was measured.", ""]
     lines = ["## Results", ""]
     if entries:
-        targets = list(next(iter(entries.values())).get("min_dcf", {}))
+        targets = list(dict.fromkeys(p for _, entry in entries.values() for p in entry.min_dcf))
         head = ["trials", "number", "EER %", "95 % interval", *(f"minDCF({p})" for p in targets)]
         lines += [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-        for name, entry in entries.items():
-            costs = [f"{entry['min_dcf'][p]:.3f}{_bounds(entry.get('min_dcf_ci95', {}).get(p))}" for p in targets]
-            interval = _percent(entry.get("eer_ci95"))
-            lines.append(_row([name, f"{entry['num_trials']:,}", f"{100 * entry['eer']:.2f}", interval, *costs]))
-        lines += ["", "Intervals come from a bootstrap over speakers; `val` chose the checkpoint.", ""]
+        for name, (eer, entry) in entries.items():
+            costs = [_cost(entry.min_dcf.get(p), entry.min_dcf_ci95.get(p)) for p in targets]
+            number = "" if entry.num_trials is None else f"{entry.num_trials:,}"
+            lines.append(_row([name, number, _percent(eer), _percents(entry.eer_ci95), *costs]))
+        lines += [
+            "",
+            "Intervals come from a bootstrap over speakers, where enough are known; `val` chose the checkpoint.",
+            "",
+        ]
     if classified:
         lines += [_row(["set", "accuracy %", "95 % interval", "macro F1 %"]), _row(["---", "---:", "---:", "---:"])]
         for name, entry in classified.items():
-            interval = _percent(entry.get("accuracy_ci95"))
-            lines.append(_row([name, f"{100 * entry['accuracy']:.2f}", interval, f"{100 * entry['macro_f1']:.2f}"]))
+            rates = _percent(entry.accuracy), _percents(entry.accuracy_ci95), _percent(entry.macro_f1)
+            lines.append(_row([name, *rates]))
         lines.append("")
     return lines
 
 
-def _training(config: DictConfig, results: dict[str, Any] | None) -> list[str]:
+def _training(config: DictConfig, results: Results | None) -> list[str]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     content = {str(key): value for key, value in plain.items()}
+    if not isinstance(content.get("names"), dict):
+        content.pop("names", None)
     shown = {key: value for key, value in flat(content).items() if key.startswith(_SECTIONS) or key in _TRAINER}
     shown |= {key: value for key, value in changes(content).items() if key not in PLACES and not is_place(value)}
-    counts = [] if results is None else [f"{results['parameters'] / 1e6:.2f} M parameters"]
-    if results is not None and "classes" in results:
-        counts.append(f"{results['classes']:,} classes in training")
+    counts = []
+    if results is not None and results.parameters is not None:
+        counts.append(f"{results.parameters / 1e6:.2f} M parameters")
+    if results is not None and results.classes is not None:
+        counts.append(f"{results.classes:,} classes in training")
     rows = [_row([f"`{key}`", f"`{value}`"]) for key, value in shown.items()]
     return [*[f"{', '.join(counts)}.", ""] * bool(counts), _row(["key", "value"]), _row(["---", "---"]), *rows]
 
 
-def _percent(interval: list[float] | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.2f}–{100 * interval[1]:.2f}"
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.2f}"
 
 
-def _bounds(interval: list[float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:.3f}–{interval[1]:.3f})"
+def _percents(interval: _Interval) -> str:
+    return "" if interval is None else "–".join(map(_percent, interval))
+
+
+def _cost(value: float | None, interval: _Interval) -> str:
+    bounds = "" if interval is None else f" ({interval[0]:.3f}–{interval[1]:.3f})"
+    return "" if value is None else f"{value:.3f}{bounds}"
 
 
 def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    """Of a table, whatever a name has in it."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"

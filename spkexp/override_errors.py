@@ -1,9 +1,11 @@
-"""What Hydra says of an override that it cannot compose, in words that name the key and the remedy."""
+"""What is wrong with an override that Hydra cannot compose, or sweep, in words that name the key and the remedy."""
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -35,6 +37,34 @@ def explain(error: HydraException, overrides: list[str]) -> tuple[list[str], str
         if f"'{key}'" in text or override in text:
             return _without(overrides, index), f"{key}: {' '.join(text.split())}"
     raise ConfigError([" ".join(text.split())]) from error
+
+
+def swept_values(override: Override) -> tuple[list[str], str | None]:
+    """(values that a sweep gives a key, what is wrong with them)."""
+    key, value = override.key_or_group, override.value()
+    given = str(override.input_line).partition("=")[2]
+    if isinstance(value, Glob):
+        folder = config_folder() / key
+        if not os.path.isdir(folder):
+            return [], f"{key}: {given} picks files of conf/, and conf/{key} is no group; list the values: {key}=A,B"
+        names = list(override.sweep_string_iterator())
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        return names, None if names else f"{key}: {given} matches no file; conf/{key} has {there}"
+    if override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+        if not values:
+            return [], f"{key}: {given} is empty; give at least one value"
+        twice = next((value for value in values if values.count(value) > 1), None)
+        return values, None if twice is None else f"{key}: {twice} is there twice; leave one out"
+    if not isinstance(value, IntervalSweep):
+        return [], not_listed(override)
+    return [str(value.start), str(value.end)], None
+
+
+def not_listed(override: Override) -> str:
+    """The mistake where a sweep that runs every combination meets an interval."""
+    key, _, given = str(override.input_line).partition("=")
+    return f"{key}: a sweep cannot try all of {given}; list values, {key}=A,B, or add hydra/sweeper=optuna"
 
 
 def _without(items: list[str], index: int) -> list[str]:

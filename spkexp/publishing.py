@@ -6,19 +6,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from spkexp import checkpoint, durable, foreign, saved_config
 from spkexp.errors import UserError
-from spkexp.model_card import model_card
+from spkexp.model_card import Results, model_card
 from spkexp.whole_file import replacing, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-RESULTS, CARD = "results.json", "README.md"
+CARD = "README.md"
 
 
 def publish(
@@ -39,6 +40,8 @@ def publish(
     """
     folder = checkpoint.find(source)
     place = None if output is None else Path(output).expanduser()
+    if place is not None and place.suffix in (".zip", ".tar"):
+        raise UserError(f"output={output}: archives are written as .tar.gz; name one, or a folder")
     if place is not None and place.exists():
         raise UserError(f"output={output}: is there already; name a new folder or archive, or remove it")
     with _portable(folder, checkpoint.load_config(folder, trust), licence, to, description, labels) as made:
@@ -54,7 +57,7 @@ def _portable(
 ) -> Iterator[Path]:
     """A folder with what is published of the checkpoint `folder`, for as long as the context lasts."""
     names = checkpoint.load_labels(folder) if labels else []
-    results = results_of(folder)
+    found = results_of(folder)
     with tempfile.TemporaryDirectory(prefix="spkexp-") as temporary:
         made = Path(temporary, "model")
         made.mkdir()
@@ -64,17 +67,37 @@ def _portable(
         save_file(tensors, made / checkpoint.MODEL)
         OmegaConf.save(saved_config.without_paths(config), made / checkpoint.CONFIG)
         write_json(made / checkpoint.LABELS, names)
-        if results is not None:
-            write_json(made / RESULTS, results)
+        if found is not None:
+            write_json(made / checkpoint.RESULTS, found.content)
+        results = None if found is None else found.read
         write_text(made / CARD, model_card(config, results, licence, to, description, bool(names)))
         durable.seal(made)
         yield made
 
 
-def results_of(folder: Path) -> dict[str, Any] | None:
-    """The results of the checkpoint `folder`: beside it, or of the run whose best it is; None: it has none."""
-    file = checkpoint.results_file(folder)
-    return None if file is None else foreign.read_json(file, foreign.LABELS_BYTES)
+class Found(NamedTuple):
+    """content: of a results.json, whole; read: of it what the card shows."""
+
+    content: Any
+    read: Results
+
+
+def results_of(folder: Path) -> Found | None:
+    """The results of the checkpoint `folder`: beside it, or of the run whose best it is; None: it has none.
+
+    Raises UserError where they are none.
+    """
+    file = next(iter(checkpoint.results_files(folder)), None)
+    if file is None:
+        return None
+    content = foreign.read_json(file, foreign.LABELS_BYTES)
+    try:
+        return Found(content, Results.model_validate(content))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or "it"
+        reason = f"{where}: {wrong['msg'].partition(' or instance of ')[0]}"
+        raise UserError(f"{file}: is no results.json of a run ({reason}); move it away to publish without") from error
 
 
 def _name(folder: Path) -> str:

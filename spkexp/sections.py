@@ -23,6 +23,16 @@ Share = Annotated[float, Ge(0), Le(1)]
 Text = Annotated[str, Len(1)]  # `key=` on a command line is the empty text, and no path or name is that
 
 
+def _is_name(value: str) -> str:
+    if value in ("", ".", "..") or not value.isprintable() or "/" in value or "\\" in value:
+        raise ValueError(f"{value!r} cannot be part of a folder's name: no /, no \\, nothing unprintable; give another")
+    return value
+
+
+# What stands in the name of a run's folder.
+Name = Annotated[str, AfterValidator(_is_name)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -196,8 +206,8 @@ class Search(Section):
 
 
 class Names(Section):
-    model: Text
-    data: Text
+    model: Name
+    data: Name
 
 
 class Config(Section):

@@ -41,6 +41,8 @@ def local(source: str | Path, revision: str | None = None) -> Path:
     if not is_remote(source):
         if revision is not None:
             raise UserError(f"revision={revision}: {text} is a path; only what is on the hub has revisions")
+        if text.lower().endswith(ARCHIVES) and os.path.isfile(text):
+            raise UserError(f"{text}: is an archive; unpack it (tar xf FILE -C DIR) and name the folder")
         return Path(source).expanduser()
     return _from_archive(text) if _is_url(text) else _from_hub(text, revision)
 
@@ -62,7 +64,12 @@ def cache() -> Path:
 
 
 def _is_url(text: str) -> bool:
-    return urlsplit(text).scheme in ("http", "https")
+    try:
+        return urlsplit(text).scheme in ("http", "https")
+    except ValueError as error:
+        if not text.lower().startswith(("http:", "https:")):
+            return False
+        raise UserError(f"{text}: is no address: {error}") from error
 
 
 def _may_be_id(text: str) -> bool:
@@ -81,7 +88,7 @@ def _fetched(url: str) -> Path:
             f"{url}: an address needs the checksum of its file, {address}#sha256=HEX (64 digits; of a file that you "
             "have: sha256sum FILE)"
         )
-    name = PurePosixPath(urlsplit(address).path).name or "file"
+    name = PurePosixPath(urlsplit(address).path).name.lstrip(".") or "file"  # .lock is ours
     path = cache() / "models" / expected[1].lower() / name
     with hold(path.with_name(".lock"), None, "set SPKEXP_CACHE to a folder that can be written"):
         if not path.is_file():

@@ -59,8 +59,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> Outcome | None:
     launched = "RANK" in os.environ
     if launched and cfg.trainer.nproc is not None:
         raise ConfigError(["trainer.nproc: torchrun starts the processes already; leave one of the two out"])
-    cfg = config_to_resume(cfg.resume, overrides) if resumed else with_model_of_source(cfg, overrides)
-    cfg = with_absolute_paths(cfg)
+    if resumed:
+        cfg = with_absolute_paths(config_to_resume(cfg.resume, overrides))
+    else:
+        cfg = with_model_of_source(with_absolute_paths(cfg), overrides)
     if cfg.resume == AUTO and not launched and (found := last_run(cfg)) and is_finished(found):
         set_up_logging()
         return as_it_ended(found, shown=True)

@@ -13,9 +13,10 @@ import torch
 from huggingface_hub import constants
 from omegaconf import DictConfig
 
+import spkexp
 from spkexp import build, checkpoint
 from spkexp.compose import compose_config
-from spkexp.conversion.building import Built, built
+from spkexp.conversion.building import Built, built, settings_of
 from spkexp.conversion.conversion import TOOLKITS, Request, convert
 from spkexp.conversion.family import Tensors
 from spkexp.conversion.reading import Found, locate, read, read_labels, read_settings
@@ -132,6 +133,38 @@ def test_what_is_not_read_is_named() -> None:
         of("wespeaker", tensors)
 
 
+def test_mel_bins_tell_a_pooling_that_has_no_tensors(tmp_path: Path) -> None:
+    """Means alone leave half as many values as means and deviations: those of 40 bins, where 80 are meant."""
+    shapes = listed("wespeaker_resnet18").shapes
+    tensors = random_tensors({name: tuple(n // 8 if n >= 32 else n for n in shape) for name, shape in shapes.items()})
+    means = tensors | {"seg_1.weight": torch.rand(32, 320)}  # of 32 channels x 80 / 8 frequencies
+    with pytest.raises(
+        UserError, match=r"^theirs\.pt: 40 mel bins follow from its shapes, not 80: it has another pool"
+    ):
+        of("wespeaker", means)
+    file = tmp_path / "config.yaml"
+    kit = TOOLKITS["wespeaker"]
+    for pooling, mels, weight, expected in (
+        ("TAP", 80, 320, "MeanPooling"),
+        ("TSTP", 40, 320, "StatisticsPooling"),
+        ("TSTP", 81, 2 * 32 * 11, "StatisticsPooling"),  # 81, 41, 21, 11
+        ("TSTP", 40, 640, None),
+        ("TAP", 64, 320, None),
+        ("TSTP", "many", 640, None),
+    ):
+        text = f"model_args: {{pooling_func: {pooling}}}\ndataset_args: {{fbank_args: {{num_mel_bins: {mels}}}}}\n"
+        file.write_text(text, encoding="utf-8")
+        shaped = tensors | {"seg_1.weight": torch.rand(32, weight)}
+        found = Found(Path("theirs.pt"), shaped, {}, {"config.yaml": file})
+        if expected is None:
+            with pytest.raises(UserError, match=rf"mel bins follow .*, not {mels}|is no config of wespeaker .*'many'"):
+                built(kit, found, settings_of(kit, found), [])
+            continue
+        model = built(kit, found, settings_of(kit, found), []).model
+        assert type(model.pooling).__name__ == expected
+        assert model.features.out_channels == mels
+
+
 def test_a_model_may_be_named_and_changed() -> None:
     tensors = random_tensors(listed("pyannote_sinctdnn").shapes)
     assert of("pyannote", tensors).config.model.encoder.sinc_stride == 10
@@ -203,11 +236,18 @@ def test_a_projection_of_speed_copies(tmp_path: Path) -> None:
     )
     names = tmp_path / "spk2utt"
     names.write_text("id1 id1-u1 id1-u2\nid2 id2-u1\n", encoding="utf-8")
-    run(tmp_path / "b", "wespeaker", tmp_path / "theirs", names)
+    lines = run(tmp_path / "b", "wespeaker", tmp_path / "theirs", names)
+    assert "classes: 2, each also at the speeds 0.9, 1.1, of projection.weight" in lines
     assert checkpoint.load_labels(tmp_path / "b") == ["id1", "id2", "id1@0.9", "id2@0.9", "id1@1.1", "id2@1.1"]
     model, head = checkpoint.load_tensors(tmp_path / "b")
     assert torch.equal(head["weight"], tensors["module.projection.weight"].half().float())
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in model.values())
+    # Nobody who speaks is a copy.
+    assert spkexp.load(tmp_path / "b", device="cpu").labels == ["id1", "id2"]
+    names.write_text("\n".join(f"id{number}" for number in range(6)), encoding="utf-8")
+    lines = run(tmp_path / "c", "wespeaker", tmp_path / "theirs", names)
+    assert "classes: 6, of projection.weight" in lines
+    assert len(spkexp.load(tmp_path / "c", device="cpu").labels) == 6
 
 
 class Specifications:
@@ -248,13 +288,13 @@ def test_objects_beside_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     state, rest = read(tmp_path / "pytorch_model.bin", TOOLKITS["pyannote"].shells)
     assert state.keys() == tensors.keys()
     assert not hasattr(rest["pyannote.audio"]["specifications"], "duration")
-    with pytest.raises(UserError, match="other objects are refused"):
+    with pytest.raises(UserError, match=r"holds pyannote.*beside tensors and plain values, which is refused"):
         read(tmp_path / "pytorch_model.bin")
     write(tmp_path, "trap.bin", {"state_dict": tensors, "callbacks": Trap(tmp_path / "sprung")})
-    with pytest.raises(UserError, match=r"trap.bin: .*other objects are refused.*state_dict"):
+    with pytest.raises(UserError, match=r"trap.bin: .*which is refused.*state_dict"):
         read(tmp_path / "trap.bin", TOOLKITS["pyannote"].shells)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"state_dict": Trap(tmp_path / "sprung")}, protocol=2))
-    with pytest.raises(UserError, match=r"plain.pt: cannot be read"):
+    with pytest.raises(UserError, match=r"plain.pt: .*which is refused"):
         read(tmp_path / "plain.pt")
     assert not (tmp_path / "sprung").exists()
 

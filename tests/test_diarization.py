@@ -302,6 +302,43 @@ def test_spectral_finds_the_number(speakers: int, seed: int) -> None:
     assert len(set(spectral.spectral(points, None, 2).tolist())) == min(2, speakers)
 
 
+def short_talk(speakers: int, windows: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Points (windows, 64) as those of turns of five windows, of which neighbours overlap by half; and the speakers.
+
+    A point is its voice, of length one, and more: 0.5 that its turn has of its own, and 0.8 that changes.
+    """
+    rng = generator(seed, 2)
+    turn = np.arange(windows) // 5
+    voices = np.linalg.qr(rng.standard_normal((64, 64)))[0][:speakers]
+    manners, halves = rng.standard_normal((windows, 64)) / 8, rng.standard_normal((windows + 1, 64)) / 8
+    points = voices[turn % speakers] + 0.5 * manners[turn] + 0.8 * (halves[:-1] + halves[1:]) / 2**0.5
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), turn % speakers
+
+
+@pytest.mark.parametrize(("speakers", "windows"), [(1, 10), (1, 26), (2, 20), (2, 26)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_number_of_a_short_recording(speakers: int, windows: int, seed: int) -> None:
+    points, label = short_talk(speakers, windows, seed)
+    assert same(clustering.cluster(points, np.full(windows, 0.75), Settings()), label)
+
+
+def test_few_windows_of_a_known_number() -> None:
+    points, label = blobs([3, 3], 0.1)
+    assert same(clustering.cluster(points, np.full(6, 0.75), Settings(num_speakers=2)), label)
+
+
+@EITHER
+@pytest.mark.parametrize("windows", [5, 10, 16, 27, 53])
+def test_four_seconds_a_speaker(method: str, windows: int) -> None:
+    """Even where no two windows are alike; nobody but who says so has more speakers."""
+    points = np.eye(windows, dtype=np.float32) + 0.1 * generator(windows).standard_normal((windows, windows))
+    seconds, settings = np.full(windows, 0.75), Settings(clustering=method, threshold=0.5)  # type: ignore[arg-type]
+    found = clustering.cluster(points.astype(np.float32), seconds, settings)
+    assert found.max() + 1 <= max(1, 0.75 * windows / 4)
+    told = clustering.cluster(points.astype(np.float32), seconds, settings.model_copy(update={"num_speakers": 5}))
+    assert told.max() + 1 == 5
+
+
 def test_the_graph_by_hand() -> None:
     """Three points on a line, two neighbours each, themselves included: 0 and 1 are near, and 2 is nearest to 1."""
     order = np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0]])
@@ -383,6 +420,24 @@ def test_speech_that_is_given(spectra: SpeakerModel) -> None:
     ]
     with pytest.raises(AudioError, match="has no speech from"):
         diarize(spectra, conversation.wave, Settings(threshold=0.5), speech=[(seconds + 1, seconds + 2)])
+
+
+def test_speech_that_is_too_short_for_an_rttm(
+    spectra: SpeakerModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs a warning, and not the work on everything else. Of that of 0.6 ms the ends round apart."""
+    wave = np.concatenate([voice(1, 0, 3.0), np.zeros(3, dtype=np.float32)])
+    files = {name: tmp_path / f"{name}.wav" for name in ("much", "none")}
+    for file in files.values():
+        soundfile.write(file, wave, RATE)
+    tiny = (2.0001, 2.0004)
+    said = {"much": [tiny, (0.5, 1.5), (2.5002, 2.5008), (3.0001, 9.0)], "none": [tiny]}
+    summary = diarize_files(spectra, files, Settings(), tmp_path / "a.rttm", speech=said)
+    found = [(segment.recording, segment.start, segment.end) for segment in rttm.read(tmp_path / "a.rttm")]
+    assert found == [("much", 0.5, 1.5), ("much", 2.5, 2.501)]
+    assert (summary.segments, summary.silent) == (2, ["none"])
+    assert "much: left out 2 of 4 stretches of speech, shorter than the millisecond" in caplog.text
+    assert "none: left out 1 of 1 stretches of speech" in caplog.text
 
 
 def test_files_of_all_kinds(spectra: SpeakerModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

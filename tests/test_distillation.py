@@ -11,7 +11,7 @@ from torch import nn
 
 from spkexp import build, checkpoint
 from spkexp.augment.chain import Parallel, prepared
-from spkexp.compose import compose_config
+from spkexp.compose import check_all, compose_config
 from spkexp.counter import item_keys
 from spkexp.errors import ConfigError, UserError
 from spkexp.loss_setup import distillation
@@ -181,6 +181,21 @@ def test_another_teacher_is_refused(corpus: Path, teacher: Path, tmp_path: Path)
     assert str(error.value).startswith(
         f"resume: distill.teacher={own} has other weights than the teacher that {folder}"
     )
+
+
+def test_settings_that_a_config_cannot_have() -> None:
+    with pytest.raises(ConfigError) as error:
+        check_all(["distill.weight=3", "distill.clean=false", "distill.temperature=4"], False)
+    assert error.value.mistakes == [
+        f"distill.{key}: needs a teacher; give distill.teacher=RUN, too, or leave it out" for key in ("weight", "clean")
+    ]
+    with pytest.raises(ConfigError) as error:
+        check_all(["distill.teacher=RUN", "distill.weight=3", "trainer.batch_size=auto"], False)
+    assert error.value.mistakes == [
+        "trainer.batch_size: auto does not count what distill.teacher takes of the memory; give a number"
+    ]
+    for fine in (["distill.weight=10", "trainer.batch_size=auto"], ["distill.teacher=RUN", "distill.clean=false"]):
+        check_all(fine, False)
 
 
 def test_what_does_not_go_together(teacher: Path, tmp_path: Path) -> None:

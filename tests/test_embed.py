@@ -18,7 +18,7 @@ import soundfile
 import torch
 from torch import nn
 
-from spkexp import build
+from spkexp import build, durable
 from spkexp.data import audio, rttm
 from spkexp.data.rttm import Segment
 from spkexp.diarization import settings as diarization
@@ -116,7 +116,7 @@ def test_windows_come_back_by_recording(
     pl.DataFrame(rows, schema=["id", "path", "speaker"], orient="row").write_csv(manifest)
     arguments = [f"model={model}", f"input={manifest}", f"data.root={corpus}", f"output={output}", "batch_seconds=2"]
     done = run_command("embed", *arguments, "window=.8", "step=25%")
-    assert done.out == f"{output}: 10 embeddings of 2 stretches of audio, 24 numbers each\n"
+    assert done.out == f"{output}: 10 embeddings of 2 recordings, 24 numbers each\n"
     ids, _ = read_embeddings(output)
     assert ids == [f"{rows[0][0]}/{n:06d}" for n in range(6)] + [f"a/1/{n:06d}" for n in range(4)]
     found = read_windows(output)
@@ -146,8 +146,8 @@ def test_segments_of_an_rttm(run_command: Run, model: Path, module: SpeakerModel
     arguments = [f"model={model}", f"input={corpus}", f"output={output}", f"segments={file}"]
     done = run_command("embed", *arguments)
     assert done.code == 0
-    assert "has none in 3 of the 5 recordings" in done.err
-    assert "1 end behind their recording, by up to 0.100 s, and are cut off there" in done.err
+    assert "has none in 3 of 5 recordings" in done.err
+    assert "1 segment cut off at the end of the recording, by up to 0.100 s" in done.err
     table = pl.read_parquet(output)
     assert table["id"].to_list() == ["a/two/000000", "three/000000", "a/two/000001", "three/000001"]
     assert table["recording"].to_list() == ["a/two", "three", "a/two", "three"]
@@ -168,10 +168,16 @@ def test_segments_of_an_rttm(run_command: Run, model: Path, module: SpeakerModel
     rttm.write(file, [Segment("nobody", 0, 1, "A"), Segment("three", 1.7, 2.0, "A"), Segment("three", 1.0, 2.0, "A")])
     refused = run_command("embed", *arguments)
     assert refused.code == 2
-    assert "speaks of nobody, which is no recording of the input" in refused.err
-    assert "(2 such segments of 3; on_error=skip leaves them out)" in refused.err
-    assert run_command("embed", *arguments, "on_error=skip").code == 0
+    assert "a segment begins at 1.7 s, but three ends at 1.700 s (1 such segment of 2; on_error=skip" in refused.err
+    done = run_command("embed", *arguments, "on_error=skip")
+    assert done.code == 0
+    assert "1 of 2 recordings left out, not in the input: nobody" in done.err
     assert pl.read_parquet(output)["id"].to_list() == ["three/000001"]
+    rttm.write(file, [Segment("nobody", 0, 1, "A")])
+    for more in ([], ["diarize=true", f"output={tmp_path / 'a.rttm'}"]):
+        refused = run_command("embed", *arguments, "on_error=skip", *more)
+        assert refused.code == 2
+        assert "speaks of nobody, which is no recording of the input (such as three), and of none" in refused.err
 
 
 def test_paths_from_standard_input(
@@ -191,7 +197,7 @@ def test_paths_from_standard_input(
         (b"\n \n", "standard input holds no path"),
         (b"a.wav\nb.wav\na.wav\n", "line 3 names a.wav again, after line 1"),
         (b"a.wav\n\xff.wav\n", "line 2 is not UTF-8"),
-        (b"gone.wav\n", "gone.wav"),
+        (b"gone.wav\n", "gone.wav: no such file (1 such file of 1; on_error=skip"),
     ):
         given(content)
         done = run_command("embed", *arguments)
@@ -205,7 +211,8 @@ def test_rates_and_channels(run_command: Run, model: Path, module: SpeakerModel,
     soundfile.write(file, np.stack([wave, -0.5 * wave], axis=1), 8000)
     arguments = [f"model={model}", f"input={file}", f"output={output}"]
     done = run_command("embed", *arguments)
-    assert "what is not at 16000 Hz is resampled and channels are averaged" in done.err
+    assert "1 recording, 2.0 s, whole" in done.err
+    assert "other rates than 16000 Hz are resampled, several channels averaged" in done.err
     assert_close(read_embeddings(output)[1], [alone(module, file)])
     refused = run_command("embed", *arguments, "resample=false")
     assert refused.code == 2
@@ -232,7 +239,7 @@ def test_what_cannot_be_read(
     arguments += [f"window={window}"] if window else []
     refused = run_command("embed", *arguments)
     assert refused.code == 2
-    assert "empty.wav: the file is empty (0 bytes) (1 such files of 7; on_error=skip leaves them out)" in refused.err
+    assert "empty.wav: the file is empty (0 bytes) (1 such file of 7; on_error=skip leaves them out)" in refused.err
     (corpus / "empty.wav").unlink()
     refused = run_command("embed", *arguments)
     assert refused.code == 2
@@ -364,7 +371,7 @@ def test_who_speaks_when(run_command: Run, tmp_path: Path) -> None:
     wave = np.concatenate([voice(speaker, number, 3.0) for number, speaker in enumerate([0, 5, 0])])
     soundfile.write(tmp_path / "talk.wav", wave, 16_000)
     output, speech = tmp_path / "talk.rttm", tmp_path / "speech.rttm"
-    rttm.write(speech, [Segment("talk", 0.0, 5.0, "x"), Segment("talk", 6.0, 9.0, "x")])
+    rttm.write(speech, [Segment("talk", 0.0, 5.0, "x"), Segment("a", 0, 1, "x"), Segment("talk", 6.0, 9.0, "x")])
     arguments = [f"model={model}", f"input={tmp_path / 'talk.wav'}", f"output={output}", f"segments={speech}"]
     done = run_command("embed", *arguments, "diarize=true", "num_speakers=2", "step=25%", "min_turn=0")
     settings = diarization.Settings(window=1.5, step=0.375, num_speakers=2, min_turn=0)
@@ -372,8 +379,9 @@ def test_who_speaks_when(run_command: Run, tmp_path: Path) -> None:
     expected = diarize(loaded, tmp_path / "talk.wav", settings, recording="talk", speech=[(0.0, 5.0), (6.0, 9.0)])
     assert (done.code, done.out.partition(": ")[2]) == (
         0,
-        f"{len(expected)} turns of 2 speakers in 1 recordings, 0.00 h of speech\n",
+        f"{len(expected)} turns of 2 speakers in 1 recording, 8.0 s of speech\n",
     )
+    assert "1 of 2 recordings left out, not in the input: a\n" in done.err
     for found, wanted in zip(rttm.read(output), expected, strict=True):
         assert (found.recording, found.speaker) == ("talk", wanted.speaker)
         assert (found.start, found.end) == pytest.approx((wanted.start, wanted.end), abs=0.001)
@@ -406,7 +414,9 @@ def test_who_speaks_when(run_command: Run, tmp_path: Path) -> None:
         ),
         (["model={model}", "input={here}/m.csv", "output=a.h5"], "the column embedding of the manifest"),
         (["model=gone", "input=x", "output=a.h5"], "gone"),
-        (["model={model}", "input={here}/x.wav", "output=/proc/no/a.h5"], "choose another place for the output"),
+        (["model={model}", "input={here}/x.wav", "output=/proc/no/a.h5"], "output=/proc/no/a.h5: cannot be written"),
+        (["model=m", "input=x", "output=a.h5", "device=gpu"], "device: must be one of auto, cpu, cuda; got 'gpu'; did"),
+        (["model=m", "input=x", "output=a.h5", "device=cuda:1"], "CUDA_VISIBLE_DEVICES=1 before the command"),
     ],
 )
 def test_mistakes(
@@ -421,6 +431,61 @@ def test_mistakes(
     assert done.code == 2
     assert message in done.err
     assert not list(tmp_path.glob("*.partial"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below `folder`."""
+    return {str(path): durable.digest(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["input=m.csv", "output=m.ark"], "output=m.ark: its table would be written to m.csv, which is the input;"),
+        (["input=pq.parquet", "output=pq.parquet"], "output=pq.parquet: is the input; name another output"),
+        (["input=pq.parquet", "output=link.parquet"], "output=link.parquet: is the input"),
+        (["input=kaldi", "output=kaldi/wav.ark"], "its index would be written to kaldi/wav.scp, which is the input's"),
+        (["input=prepared", "output=prepared/manifest.parquet"], "is the input's manifest.parquet"),
+        (["input=a.wav", "segments=x.rttm", "output=x.rttm", "diarize=true"], "is the file of segments"),
+        (["input=archives.csv", "output=raw.ark"], "output=raw.ark: is an audio file of the input"),
+        (["input=o.h5.partial/a.wav", "output=o.h5"], "is removed in the end, and "),
+        (["input=inside.csv", "output=o.h5"], "o.h5.partial is removed in the end, and "),
+    ],
+)
+def test_what_is_read_is_not_written_over(
+    run_command: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "raw.ark", "o.h5.partial/a.wav"):
+        Path(name).parent.mkdir(exist_ok=True)
+        soundfile.write(name, voice(0, 0, 0.5), 16_000, format="WAV")
+    for name, audio_file in (("m", "a.wav"), ("archives", "raw.ark"), ("inside", "o.h5.partial/a.wav")):
+        Path(f"{name}.csv").write_text(f"id,path,speaker\nx,{tmp_path / audio_file},s\n")
+    Path("prepared").mkdir()
+    for table in ("pq.parquet", "prepared/manifest.parquet"):
+        pl.read_csv("m.csv").write_parquet(table)
+    Path("link.parquet").symlink_to("pq.parquet")
+    Path("kaldi").mkdir()
+    Path("kaldi/wav.scp").write_text(f"x {tmp_path / 'a.wav'}\n")
+    Path("kaldi/utt2spk").write_text("x s\n")
+    rttm.write("x.rttm", [Segment("a", 0, 0.5, "s")])
+    before = digests(tmp_path)
+    done = run_command("embed", f"model={model}", *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert digests(tmp_path) == before
+
+
+def test_nothing_stays_of_a_refusal_without_work(run_command: Run, model: Path, tmp_path: Path) -> None:
+    """Headers alone are no work; what a batch gave is, and stays: test_what_cannot_be_read goes on with it."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    break_off(folder / "half.flac", 1.8)
+    for more, message in ((), "on_error=skip leaves"), (("on_error=skip",), "none of 1 can be embedded"):
+        refused = run_command("embed", f"model={model}", f"input={folder}", f"output={tmp_path / 'a.npz'}", *more)
+        assert refused.code == 2
+        assert message in refused.err
+        assert [path.name for path in tmp_path.iterdir()] == ["audio"]
 
 
 def test_names_that_could_not_be_written_are_found_at_once(
@@ -490,4 +555,4 @@ def test_processes_write_what_one_does(run_command: Run, model: Path, corpus: Pa
     out, err = running.communicate()
     assert running.returncode == 0, err
     assert (tmp_path / "two.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
-    assert out.count("embeddings of 5 stretches") == 1
+    assert out.count("embeddings of 5 recordings") == 1

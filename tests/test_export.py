@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from spkexp import build, checkpoint
@@ -19,10 +19,12 @@ from spkexp.compose import compose_config
 from spkexp.errors import UserError
 from spkexp.exporting import agreement, files
 from spkexp.exporting.files import export
+from spkexp.exporting.metadata import metadata_of
 from spkexp.exporting.onnx_file import OnnxModel
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.metrics import Ranking, eer
 from tests.conftest import Corpus, Run
+from tests.inference_tools import write_results
 from tests.model_tools import NAMES, randomise_norms, speaker_model
 
 METADATA = {"sample_rate": "16000", "embedding_size": "192", "model": "tiny"}
@@ -117,6 +119,28 @@ def test_deviation_by_hand() -> None:
     assert agreement.relative_deviation(found[:, :1], expected) == float("inf")
 
 
+def test_a_threshold_is_stated_of_plain_cosines_alone(tmp_path: Path) -> None:
+    best = tmp_path / "checkpoints" / "best.old"  # what a kill leaves of a best
+    best.mkdir(parents=True)
+    (best / "model.safetensors").write_bytes(b"weights")
+    model = fresh("conv1d", channels=[8], kernel_sizes=[3], strides=[1])
+
+    def stated(**config: Any) -> dict[str, str]:
+        return metadata_of(model, OmegaConf.create(config), best)
+
+    assert "threshold" not in stated()
+    write_results(tmp_path, 0.5)
+    said = stated()
+    assert said["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert (said["threshold"], said["model"], said["data"]) == ("0.5", "model", "unknown")
+    assert said["threshold_of"].startswith("at the equal error rate of the run's validation trials: 5.00 %")
+    for scoring in ({"subtract_mean": True}, {"normalise": "as-norm"}, {"backend": "plda"}, {"window": 3.0}):
+        assert "threshold" not in stated(scoring=scoring)
+    assert "threshold" not in stated(data={"label": "keyword"})
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    assert "threshold" not in stated()
+
+
 def portable(folder: Path, overrides: list[str]) -> Path:
     """A published model that was never trained."""
     torch.manual_seed(0)
@@ -124,8 +148,7 @@ def portable(folder: Path, overrides: list[str]) -> Path:
     model = build.model(cfg.model)
     randomise_norms(model)
     checkpoint.save_portable(folder, model, None, cfg, [])
-    results = {"trials": {"val": {"eer_threshold": 0.25}}}
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    write_results(folder, 0.25)
     return folder
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from spkexp import build, checkpoint, initial_weights
-from spkexp.compose import compose_config
+from spkexp import build, checkpoint, initial_weights, run_folder
+from spkexp.compose import check_all, compose_config
 from spkexp.errors import ConfigError, UserError
 from spkexp.initial_weights import fit, report
-from spkexp.model_choice import with_model_of_source
+from spkexp.model_choice import keep_model_of_source, with_model_of_source
 from spkexp.models import lora
+from spkexp.outcome import Outcome
+from spkexp.resume import last_run
 from spkexp.train import train, with_absolute_paths
 from tests.conftest import Run
 from tests.faults.corpus import TINY, arguments, write_corpus
@@ -29,11 +32,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("finetune") / "a corpus ü")
 
 
-def start(*overrides: str) -> None:
+def start(*overrides: str) -> Outcome | None:
     """`spkexp.train OVERRIDES`, in this process."""
     cfg = compose_config(list(overrides))
     OmegaConf.resolve(cfg)
-    train(cfg, list(overrides))
+    return train(cfg, list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def settings(corpus: Path, *more: str) -> list[str]:
 def composed(*overrides: str) -> DictConfig:
     cfg = compose_config(list(overrides))
     OmegaConf.resolve(cfg)
-    return with_model_of_source(cfg, list(overrides))
+    return with_model_of_source(with_absolute_paths(cfg), list(overrides))
 
 
 def tensors_of(run: Path, name: str = "last") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -162,7 +165,7 @@ def test_whose_model_it_is(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.encoder.backend: ECAPA takes no 'backend'"):
         composed(f"init_from='{portable}'")
     with pytest.raises(ConfigError, match=r"~model.embedding_norm: .* name the model: model=…"):
-        with_model_of_source(composed(given), [given, "~model.embedding_norm"])
+        with_model_of_source(compose_config([given]), [given, "~model.embedding_norm"])
     with pytest.raises(UserError, match=r"init_from: /nowhere is no run, nor the folder of a model"):
         composed("init_from=/nowhere")
     cfg.model.encoder = {"_target_": "os.system", "command": f"touch {tmp_path}/x"}
@@ -170,6 +173,73 @@ def test_whose_model_it_is(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.encoder._target_: os.system is no class of spkexp"):
         composed(f"init_from='{portable}'")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_file_that_changes_the_model(source: Path, tmp_path: Path) -> None:
+    """What the command line says of the model holds for the source's; what a file says of the default one cannot."""
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset/mine.yaml").write_text(
+        "# @package _global_\nmodel: {embedding_size: 99, encoder: {channels: 48, se_channels: 40}}\n"
+    )
+    given = [f"init_from='{source}'", "preset=mine", "model.encoder.se_channels=20"]
+
+    def chosen(*more: str) -> DictConfig:
+        cfg = check_all([*given, *more], False, str(tmp_path))
+        OmegaConf.resolve(cfg)
+        job = HydraConfig.instance().cfg
+        try:
+            return with_model_of_source(cfg, [*given, *more])
+        finally:
+            assert HydraConfig.instance().cfg is job
+
+    with pytest.raises(ConfigError) as error:
+        chosen()
+    assert error.value.mistakes == [
+        f"init_from: a file of configs changes model.{key}, which init_from would replace; name the model: model=…"
+        for key in ("embedding_size", "encoder.channels")
+    ]
+    model = chosen("model=ecapa_small").model
+    assert (model.embedding_size, model.encoder.channels, model.encoder.se_channels) == (99, 48, 20)
+
+
+def test_resume_auto_without_the_source(
+    corpus: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that is started again finds its run though the source is gone since, and that run alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").symlink_to(source)
+    given = settings(corpus, "init_from=theirs", "resume=auto", "trainer.max_steps=1")
+    some = {
+        name: [*given, *more]
+        for name, more in {
+            "trained": ["model.embedding_size=20"],
+            "there": ["model.embedding_size=20", "seed=1", "run_dir=there"],
+            "own": ["model=ecapa_small", "seed=2"],
+            "last": ["seed=3"],
+        }.items()
+    }
+    before, folders = {name: composed(*line) for name, line in some.items()}, {}
+    first = start(*some["trained"])
+    assert first is not None
+    for name in ("there", "own", "last"):
+        folders[name] = run_folder.create(before[name])
+        run_folder.record_environment(folders[name], before[name])
+        keep_model_of_source(before[name], folders[name])
+    (tmp_path / "theirs").unlink()
+    for name, folder in folders.items():
+        capsys.readouterr()
+        assert composed(*some[name]) == before[name], name
+        said = capsys.readouterr().err
+        assert f"theirs/config.yaml is not there; the run that began with it is there: {folder}\n" in said
+        assert last_run(before[name]) == folder
+    assert start(*some["trained"]) == first  # it is finished
+    (Path(first.run_dir) / "results.json").unlink()  # as if it were not
+    again = start(*some["trained"])
+    assert again is not None
+    assert Path(again.run_dir).absolute() == Path(first.run_dir).absolute()
+    for more in (["seed=4"], ["seed=1", "run_dir=there"], ["seed=3", "resume=null"]):
+        with pytest.raises(UserError, match=r"init_from: .*theirs is no run, nor the folder of a model"):
+            composed(*given, *more)
 
 
 def test_only_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

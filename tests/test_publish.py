@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 from spkexp import build, checkpoint, durable
 from spkexp.compose import compose_config
+from spkexp.errors import UserError
+from spkexp.publishing import results_of
 from tests.archive_server import serving
 from tests.conftest import Done, Run
 from tests.hub_server import TOKEN, Hub
@@ -113,6 +115,46 @@ def test_the_model_card(run: Path, publishing: Publish, tmp_path: Path) -> None:
     assert not re.search(r"data\.root|entity|musan", body)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "trials: "),
+        ("[]", "it: "),
+        ('{"trials": []}', "trials: "),
+        ('{"trials": {"val": null}}', "trials.val: "),
+        ('{"trials": {"val": {"eer": "x"}}}', "trials.val.eer: "),
+        ('{"trials": {"val": {"eer": 0.1, "min_dcf": [1]}}}', "trials.val.min_dcf: "),
+        ('{"trials": {}, "parameters": [1]}', "parameters: "),
+    ],
+)
+def test_what_is_no_results_json_is_named(content: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(
+        UserError, match=rf"results\.json: is no results.json of a run \({re.escape(reason)}.*; move it"
+    ):
+        results_of(tmp_path)
+
+
+def test_of_older_results_what_is_there_is_shown(run: Path, publishing: Publish, tmp_path: Path) -> None:
+    """By the best that a kill left under another name, and a config that names neither model nor data."""
+    best = run / "checkpoints/best"
+    config = yaml.safe_load((best / "config.yaml").read_text())
+    del config["names"]
+    (best / "config.yaml").write_text(yaml.safe_dump(config))
+    (best / durable.SUMS).unlink()
+    best.rename(run / "checkpoints/best.old")
+    (run / "results.json").write_text('{"trials": {"a|b\\n# c": {"eer": 0.25}}}')
+    assert publishing(f"model={run}", "licence=mit", "output=made").code == 0
+    card = (tmp_path / "made/README.md").read_text()
+    assert "# model on unknown" in card
+    assert "| a\\|b # c |  | 25.00 |  |" in card.splitlines()
+    # Published again, it is with the results beside it.
+    (tmp_path / "made/results.json").write_text("{}")
+    done = publishing("model=made", "licence=mit", "output=again")
+    assert done.code == 2
+    assert "made/results.json: is no results.json of a run (trials: Field required)" in done.err
+
+
 def test_without_labels_nobody_is_named(run: Path, publishing: Publish, tmp_path: Path) -> None:
     publishing(f"model={run}", "licence=mit", "output=made", "labels=false")
     assert torch.equal(embedding("made"), embedding(run))
@@ -128,6 +170,8 @@ def test_an_archive_for_the_web(run: Path, publishing: Publish, tmp_path: Path) 
     assert fragment in done.out
     with tarfile.open(file) as archive:
         assert {(member.uid, member.uname) for member in archive} == {(0, "")}
+    with pytest.raises(UserError, match=r"model.tar.gz: is an archive; unpack it"):
+        embedding(file)
     with serving() as server:
         server.files["/model.tar.gz"] = file.read_bytes()
         assert torch.equal(embedding(f"{server.url}/{fragment}"), embedding(run))
@@ -162,6 +206,7 @@ def test_to_the_hub_and_back(run: Path, publishing: Publish, hub: Hub, monkeypat
         (["licence=mit", "to=a b"], "is no name of a repository on the hub"),
         (["licence=mit", "to=me/ecapa"], "to=me/ecapa: the hub cannot be reached"),
         (["licence=mit", "output=/proc/x"], "output=/proc/x: cannot be written"),
+        (["licence=mit", "output=x.zip"], "output=x.zip: archives are written as .tar.gz"),
     ],
 )
 def test_mistakes(

@@ -19,12 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from spkexp import archives, build, checkpoint, durable, foreign
 from spkexp.arguments import Trust
-from spkexp.compose import compose_config
+from spkexp.compose import check_all, compose_config
 from spkexp.data import audio, tar_index
 from spkexp.data.manifest import read_table
-from spkexp.errors import AudioError, UserError
+from spkexp.errors import AudioError, ConfigError, UserError
 from spkexp.resume import fingerprint
 from spkexp.scoring.embedding_file import read_embeddings
+from spkexp.sections import Name
 from tests.audio_files import RATE, encode, integers, pcm, riff
 from tests.conftest import Run
 from tests.fuzz.targets import SMALL, small_model
@@ -70,6 +71,7 @@ def payload(target: str, canary: Path) -> dict[str, Any]:
 
 
 EVIL = ("os.system", "builtins.eval", "evilmodule.X", "subprocess.Popen", "spkexp.build.torch.hub.load", "torch.load")
+EVIL += ("spkexp.models.ecapa.torch.hub.load", "torch.optim.adam.os.system")
 # Where a class is named, where none should be, and inside of lists.
 PLACES = ("model.encoder", "model", "loss", "trainer.optimizer", "data.corpus", "tracking.tags", "names.model")
 
@@ -153,17 +155,142 @@ def test_a_composed_config_names_spkexp_alone(run_command: Run, canary: Path, ov
     assert "evilmodule" not in sys.modules
 
 
+def preset(folder: Path, text: str) -> list[str]:
+    """What a command line begins with that takes a preset of `text` from a folder of configs, `folder`."""
+    (folder / "preset").mkdir(parents=True, exist_ok=True)
+    (folder / "preset" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    return ["--config-dir", str(folder), "preset=mine"]
+
+
 def test_a_file_of_configs_cannot_say_whom_to_trust(run_command: Run, canary: Path, tmp_path: Path) -> None:
-    (tmp_path / "extra" / "preset").mkdir(parents=True)
-    (tmp_path / "extra" / "preset" / "mine.yaml").write_text(
-        "# @package _global_\ntrust: [evilmodule]\nmodel: {encoder: {_target_: evilmodule.X}}\n"
-        "hydra: {job_logging: {handlers: {x: {'()': evilmodule.f}}}}\n"
-    )
-    done = run_command("train", "--config-dir", str(tmp_path / "extra"), "preset=mine")
+    text = "trust: [evilmodule]\nmodel: {encoder: {_target_: evilmodule.X}}\n"
+    text += "hydra: {job_logging: {handlers: {x: {'()': evilmodule.f}}}}"
+    done = run_command("train", *preset(tmp_path / "extra", text))
     assert done.code == 2
     assert "trust: counts on the command line alone" in done.err
     assert "hydra.job_logging.handlers.x.(): evilmodule.f would be called by logging" in done.err
+    done = run_command("train", *preset(tmp_path / "extra", 'trust: "${hydra:callbacks}"'))
+    assert "trust: counts on the command line alone" in done.err
     assert not canary.exists()
+
+
+JOBLIB = "hydra_plugins.spkexp_launchers.joblib_launcher"
+NODE = '"${oc.create:{_target_:evilmodule.X}}"'
+# The launcher and the sweeper, what a preset says of hydra, and the keys that are refused.
+OF_A_FILE = [
+    (
+        ("joblib", "basic"),
+        {
+            "callbacks": f"{{x: {{_target_: {JOBLIB}.tempfile.mkdtemp}}}}",
+            "launcher": f"{{n_jobs: {NODE}}}",
+            "sweeper": "{params: {trust: '[evilmodule]'}}",
+            "job": "{env_set: {PYTHONPATH: /evil}, env_copy: [HOME], chdir: true}",
+            "run": "{dir: /evil}",
+            "job_logging": "{handlers: {x: {class: logging.FileHandler, filename: struck}}}",
+            "overrides": "{task: ['trust=[evilmodule]']}",
+        },
+        "callbacks callbacks.x._target_ launcher.n_jobs sweeper.params job.env_set job.env_copy job.chdir run "
+        "job_logging overrides",
+    ),
+    (("basic", "basic"), {"callbacks": f"{{x: {NODE}}}"}, "callbacks"),
+    (
+        ("basic", "basic"),
+        {"callbacks": '"${oc.create:{x:{_target_:evilmodule.X}}}"', "mode": "MULTIRUN"},
+        "callbacks mode",
+    ),
+    (("joblib", "basic"), {"launcher": f"{{_target_: {JOBLIB}.subprocess.Popen, args: [ls]}}"}, "launcher._target_"),
+    (("submitit_local", "basic"), {"launcher": "{setup: [touch struck]}"}, "launcher.setup"),
+    (("submitit_slurm", "basic"), {"launcher": "{additional_parameters: {wrap: x}}"}, "launcher.additional_parameters"),
+    (
+        ("ray", "optuna"),
+        {"launcher": "{address: evil}", "sweeper": "{storage: redis://evil}"},
+        "launcher.address sweeper.storage",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says", "refused"), OF_A_FILE, ids=lambda value: value if type(value) is str else ""
+)
+def test_what_a_file_of_configs_cannot_tell_hydra(
+    canary: Path, tmp_path: Path, chosen: tuple[str, str], says: dict[str, str], refused: str
+) -> None:
+    text = "".join(f"\n  {key}: {value}" for key, value in says.items())
+    _, folder, mine = preset(tmp_path / "extra", f"hydra:{text}")
+    with pytest.raises(ConfigError) as caught:
+        check_all([mine, f"hydra/launcher={chosen[0]}", f"hydra/sweeper={chosen[1]}"], False, folder)
+    found = [mistake.partition(": ")[0] for mistake in caught.value.mistakes if "is not installed" not in mistake]
+    assert sorted(found) == sorted(f"hydra.{key}" for key in refused.split())
+    assert not canary.exists()
+
+
+def test_what_hydra_is_told_on_the_command_line_counts(tmp_path: Path) -> None:
+    """Beside a folder of configs, whose preset may choose a launcher and set what runs nothing."""
+    _, folder, chosen = preset(
+        tmp_path, "defaults: [{override /hydra/launcher: submitit_local}]\nhydra: {launcher: {n_jobs: 3}}"
+    )
+    given = ["hydra.launcher.setup=['export A=1']", "+hydra.job.env_set.B=2", "hydra/job_logging=default"]
+    check_all([chosen, *given], False, folder)
+    _, folder, chosen = preset(tmp_path, "hydra: {launcher: {setup: [a]}, job: {env_set: {PYTHONPATH: /evil}}}")
+    given = ["hydra/launcher=submitit_local", "hydra.launcher.setup=[]", "+hydra.job.env_set.B=2"]
+    with pytest.raises(ConfigError) as caught:
+        check_all([chosen, *given], False, folder)
+    assert [mistake.partition(":")[0] for mistake in caught.value.mistakes] == ["hydra.job.env_set"]
+
+
+@pytest.mark.parametrize("place", ["model.encoder", "augment.waveform", "trainer.optimizer"])
+def test_a_node_behind_an_interpolation_is_seen(canary: Path, tmp_path: Path, place: str) -> None:
+    section, part = place.split(".")
+    _, folder, chosen = preset(tmp_path / "extra", f"{section}: {{{part}: {NODE}}}")
+    with pytest.raises(ConfigError, match=rf"{place}._target_: evilmodule.X is no class of spkexp"):
+        check_all([chosen], False, folder)
+    assert not canary.exists()
+
+
+def test_an_interpolation_that_means_another_thing_later(run_command: Run, canary: Path, tmp_path: Path) -> None:
+    """Hydra fills in its mode between the check and the job."""
+    text = "defaults: [{override /hydra/launcher: joblib}]"
+    text += "\nmodel: {encoder: {_target_: '${hydra:launcher.${hydra:mode}}'}}"
+    text += "\nhydra: {launcher: {None: spkexp.models.xvector.XVector, RunMode: {RUN: evilmodule.X}}}"
+    done = run_command("train", *preset(tmp_path / "extra", text), "model=xvector")
+    assert done.code == 2
+    assert "model.encoder._target_: evilmodule.X is no class of spkexp" in done.err
+    assert not canary.exists()
+
+
+def test_help_beside_a_folder_of_configs(run_command: Run, canary: Path, tmp_path: Path) -> None:
+    """Hydra sets up its logging before it prints a page."""
+    text = "hydra: {hydra_logging: {handlers: {x: {'()': evilmodule.f}}}}"
+    done = run_command("train", "--help", *preset(tmp_path / "extra", text))
+    assert done.code == 2
+    assert not canary.exists()
+    assert run_command("train", "--help", *preset(tmp_path / "extra", "seed: 1")).code == 0
+
+
+@pytest.mark.parametrize("option", ["--config-path", "-cp", "--config-name", "--experimental-rerun", "--exp"])
+def test_hydra_composes_what_was_checked(run_command: Run, option: str) -> None:
+    done = run_command("train", option, "x")
+    assert (done.code, "--config-dir DIR" in done.err) == (2, True)
+
+
+def test_a_file_of_configs_that_is_no_yaml(run_command: Run, tmp_path: Path) -> None:
+    done = run_command("train", *preset(tmp_path, "a: b: c"))
+    assert done.code == 2
+    assert "mine.yaml" in done.err
+
+
+def test_a_models_name_is_no_path(model: Path, run_command: Run, canary: Path) -> None:
+    """It stands in the name of the run's folder."""
+    changed(model, "names.model", "x/../../../../struck/y")
+    done = run_command("train", f"init_from='{model}'", "trainer.max_steps=1")
+    assert done.code == 2
+    assert "names.model: 'x/../../../../struck/y' cannot be part of a folder's name: no /" in done.err
+    assert not any((model.parent / name).exists() for name in ("runs", "struck"))
+    names: TypeAdapter[str] = TypeAdapter(Name)
+    assert names.validate_python("ecapa ü-1.0") == "ecapa ü-1.0"
+    for name in ("..", ".", "a\\b", "a\0b", "a\nb", "/a", ""):
+        with pytest.raises(ValidationError):
+            names.validate_python(name)
 
 
 def test_going_on_with_somebody_elses_run(run_command: Run, canary: Path, model: Path) -> None:

@@ -64,6 +64,22 @@ def test_a_path_is_left_alone(tmp_path: Path) -> None:
         sources.local("models/nix", "main")
 
 
+def test_what_is_no_address() -> None:
+    for address in ("https://[::1/x.tar.gz", "http://[a]b/x.tar.gz"):
+        with pytest.raises(UserError, match=r"/x.tar.gz: is no address: "):
+            sources.local(address)
+    assert sources.local("//[a") == Path("//[a")
+
+
+def test_a_file_cannot_be_called_as_the_lock_is() -> None:
+    value = b"weights"
+    with serving() as server:
+        for asked, name in ((".lock", "lock"), ("..", "file")):
+            server.files[f"/{asked}"] = value
+            found = sources.file(f"{server.url}/{asked}#sha256={hashlib.sha256(value).hexdigest()}")
+            assert (found.name, found.read_bytes()) == (name, value)
+
+
 def test_a_repository_is_fetched_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     first = hub.add("me/model", FILES | {"pytorch_model.bin": b"a pickle", "notes.py": b"import os"})
     folder = sources.local("me/model")

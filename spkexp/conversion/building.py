@@ -11,7 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from spkexp import build
-from spkexp.allowance import Allowance
 from spkexp.compose import compose_config
 from spkexp.config import check
 from spkexp.conversion.family import Architecture, Family, Settings, Tensors, renamed
@@ -20,13 +19,6 @@ from spkexp.conversion.toolkit import Toolkit
 from spkexp.errors import ConfigError, UserError
 from spkexp.models.speaker import SpeakerModel
 
-# Values that the building of any model may need beside those of its weights: filters and windows of the features.
-_SPARE_VALUES = 1 << 25
-# What values of other types and tensors of other shapes than the toolkit's provoke in code that is made for those.
-_UNREADABLE = (
-    *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError),
-    *(StopIteration, TypeError, ValueError),
-)
 _SHOWN = 40  # names in an error; the rest are counted
 
 
@@ -49,18 +41,19 @@ def built(toolkit: Toolkit, found: Found, settings: Settings, overrides: list[st
     family = _family(toolkit, found, tensors)
     try:
         architecture = family.architecture(tensors, settings)
-    except _UNREADABLE as error:
+    except UserError as error:
+        raise UserError(f"{found.file}: {error}") from error
+    except build.UNEXPECTED as error:
         raise UserError(
             f"{found.file}: looks like {family.name} of {toolkit.name}, but tensors are missing from which sizes are "
             f"read: {error}"
         ) from error
-    try:
-        # Settings beside the tensors could ask for filters, say, that no memory holds.
-        with Allowance(_SPARE_VALUES + 8 * sum(tensor.numel() for tensor in tensors.values())):
-            config = _config(toolkit, family, architecture, toolkit.features(found, settings), overrides)
-            model = build.model(config.model).eval()
-    except _UNREADABLE as error:
-        raise UserError(f"{found.file}: describes no model that can be built: {_first_line(error)}") from error
+
+    def make() -> tuple[DictConfig, SpeakerModel]:
+        config = _config(toolkit, family, architecture, toolkit.features(found, settings), overrides)
+        return config, build.model(config.model).eval()
+
+    config, model = build.within(found.file, tensors, make)
     _fill(model, tensors, family, found)
     return Built(family.name, model, config, left_out)
 
@@ -69,7 +62,7 @@ def settings_of(toolkit: Toolkit, found: Found) -> Settings:
     """What the toolkit's own config says of the model. Raises UserError."""
     try:
         return toolkit.settings(found)
-    except _UNREADABLE as error:
+    except build.UNEXPECTED as error:
         files = ", ".join(str(path) for path in found.companions.values()) or found.file
         raise UserError(f"{files}: is no config of {toolkit.name} as it is known here: {_first_line(error)}") from error
 
@@ -157,7 +150,7 @@ def _fill(model: SpeakerModel, tensors: Tensors, family: Family, found: Found) -
     filled = {ours: tensors[name] for ours, name in origin.items()}
     try:
         filled = family.finish(filled)
-    except _UNREADABLE as error:  # the shapes are wrong then, and are listed, too
+    except build.UNEXPECTED as error:  # the shapes are wrong then, and are listed, too
         wrong.append(f"the tensors do not go together: {_first_line(error)}")
     for ours, tensor in filled.items():
         name = origin.get(ours, ours)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -16,6 +17,7 @@ from spkexp.conversion.pyannote import PYANNOTE
 from spkexp.conversion.reading import Found, locate, read, read_labels
 from spkexp.conversion.speechbrain import SPEECHBRAIN
 from spkexp.conversion.three_d_speaker import THREE_D_SPEAKER
+from spkexp.conversion.toolkit import CLASSIFIER
 from spkexp.conversion.wespeaker import WESPEAKER
 from spkexp.errors import UserError
 from spkexp.whole_file import write_json
@@ -23,8 +25,8 @@ from spkexp.whole_file import write_json
 TOOLKITS = {toolkit.name: toolkit for toolkit in (SPEECHBRAIN, WESPEAKER, THREE_D_SPEAKER, REDIMNET, PYANNOTE)}
 RECORD = "converted.json"
 # Copies at other speeds are classes of their own, behind all others, in WeSpeaker and 3D-Speaker: here they are `@0.9`.
-_SPEEDS = ("0.9", "1.1")
-_UNUSED = {"classifier.ckpt": "it is more than one layer of cosines"}
+_SPEEDS = (0.9, 1.1)
+_UNUSED = {CLASSIFIER: "it is more than one layer of cosines"}
 _STATISTICS = (
     "mean_var_norm_emb.ckpt",
     "statistics of embeddings, which SpeechBrain's verification does not use either",
@@ -52,11 +54,13 @@ def convert(request: Request) -> list[str]:
     found = Found(file, tensors, rest, companions)
     settings = settings_of(toolkit, found)
     head = toolkit.head(found, settings)
-    labels, left_out = _labels(head, found, request.labels)
+    classes = _classes(head, found, request.labels)
+    labels, left_out = classes.labels, classes.left_out
     if head is not None:  # which is none of the model's tensors
         found = replace(found, tensors={name: x for name, x in tensors.items() if name != head.place})
     made = built(toolkit, found, settings, list(request.overrides))
     left_out |= made.left_out
+    made.config.augment.speeds = list(classes.speeds)  # by which it is known whose classes are copies
     classifier = _classifier(head, made, labels) if head is not None and labels else None
     checkpoint.save_portable(output, made.model, classifier, saved_config.without_paths(made.config), labels)
     parameters = sum(parameter.numel() for parameter in made.model.parameters())
@@ -81,7 +85,7 @@ def convert(request: Request) -> list[str]:
         f"{made.family} of {toolkit.name}: {parameters:,} parameters, embeddings of {made.model.embedding_size}",
         f"front end: {_front_end(made.config)}",
         *([f"read with it: {', '.join(str(path) for path in companions.values())}"] if companions else []),
-        *([f"classes: {len(labels):,}, of {head.place}"] if head is not None and labels else []),
+        *([f"classes: {classes}, of {head.place}"] if head is not None and labels else []),
         *(f"left out: {listed(names, 4)}: {reason}" for reason, names in left_out.items()),
         f"written: {output}",
     ]
@@ -99,8 +103,22 @@ def _require_free(output: Path) -> None:
         raise UserError(f"output={output}: holds other files, which would be lost; name a folder that is not there")
 
 
-def _labels(head: Head | None, found: Found, stated: Path | None) -> tuple[list[str], dict[str, list[str]]]:
-    """(names of the head's classes, empty where it is left out; what is left out, by the reason). Raises UserError."""
+class _Classes(NamedTuple):
+    """labels: of the head's classes, empty where it is left out, with the copies at `speeds` behind all others;
+    left_out: what is left out, by the reason."""
+
+    labels: list[str]
+    speeds: tuple[float, ...]
+    left_out: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        """4, each also at the speeds 0.9, 1.1"""
+        copies = f", each also at the speeds {', '.join(map(str, self.speeds))}" if self.speeds else ""
+        return f"{len(self.labels) // (1 + len(self.speeds)):,}{copies}"
+
+
+def _classes(head: Head | None, found: Found, stated: Path | None) -> _Classes:
+    """Raises UserError where the names are not those of the head."""
     left_out = {_UNUSED[name]: [name] for name in found.companions if name in _UNUSED and head is None}
     left_out |= {_STATISTICS[1]: [_STATISTICS[0]]} if _STATISTICS[0] in found.companions else {}
     file = stated or found.companions.get(speechbrain.LABELS)
@@ -109,17 +127,18 @@ def _labels(head: Head | None, found: Found, stated: Path | None) -> tuple[list[
             raise UserError(
                 f"labels={stated}: the checkpoint has no classifier that scores by cosines, so there is nothing to name"
             )
-        return [], left_out
+        return _Classes([], (), left_out)
     rows = len(head.weight)
     if file is None:
-        return [], left_out | {f"nothing names its {rows:,} classes; labels=FILE takes it along": [head.place]}
+        left_out |= {f"nothing names its {rows:,} classes; labels=FILE takes it along": [head.place]}
+        return _Classes([], (), left_out)
     labels = read_labels(file.expanduser())
-    if len(labels) * (1 + len(_SPEEDS)) == rows:
-        labels += [f"{name}@{speed}" for speed in _SPEEDS for name in labels]
+    speeds = _SPEEDS if len(labels) * (1 + len(_SPEEDS)) == rows else ()
+    labels += [f"{name}@{speed}" for speed in speeds for name in labels]
     if len(labels) != rows or len(set(labels)) != rows:
         twice = "" if len(set(labels)) == len(labels) else f" ({len(set(labels)):,} different)"
         raise UserError(f"{file}: has {len(labels):,} names{twice} for the {rows:,} classes of {head.place}")
-    return labels, left_out
+    return _Classes(labels, speeds, left_out)
 
 
 def _classifier(head: Head, made: Built, labels: list[str]) -> nn.Module:

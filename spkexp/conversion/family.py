@@ -25,7 +25,8 @@ class Family(NamedTuple):
 
     marks: patterns, each of which some tensor's name matches, in no other family before it in the toolkit's list.
     rules: from their names to ours; a name that they do not make one of ours is unknown.
-    architecture: reads the sizes off the shapes. Raises KeyError for a tensor that is missing.
+    architecture: reads the sizes off the shapes. Raises KeyError for a tensor that is missing, UserError that does not
+    name the file for what is not read.
     finish: what is more than another name, on tensors that have ours already.
     """
 

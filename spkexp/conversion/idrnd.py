@@ -64,9 +64,9 @@ def _features(found: Found, settings: Settings) -> dict[str, Any]:
         node["num_mels"] = filters.shape[1]
         ours = CentredLogMel(**{key: value for key, value in node.items() if key != "_target_"})
         if not torch.allclose(ours.filters, filters.T, atol=1e-5):
-            raise UserError(f"{found.file}: its mel filters are not those of {spec or 'the published models'}")
+            raise UserError(f"its mel filters are not those of {spec or 'the published models'}")
         if length is not None and not torch.allclose(ours.window, length, atol=1e-5):
-            raise UserError(f"{found.file}: its window is no Hamming window")
+            raise UserError("its window is no Hamming window")
     return node
 
 

@@ -17,7 +17,7 @@ from spkexp.conversion.family import (
 )
 from spkexp.conversion.reading import Found
 from spkexp.conversion.toolkit import Toolkit
-from spkexp.conversion.wespeaker import kaldi_features
+from spkexp.conversion.wespeaker import kaldi_features, num_mels
 from spkexp.errors import UserError
 
 # A convolution, a leaky ReLU and a batch normalisation each.
@@ -78,7 +78,7 @@ def _settings(found: Found) -> Settings:
             f"{found.file}: centres its features in spans of {arguments['fbank_centering_span']} s; ours are by the "
             "utterance"
         )
-    return arguments | {"fbank": arguments}
+    return arguments | num_mels(arguments) | {"fbank": arguments}
 
 
 def _features(found: Found, settings: Settings) -> dict[str, Any]:

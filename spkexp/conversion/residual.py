@@ -15,6 +15,7 @@ from spkexp.conversion.family import (
     shape,
     split_context,
 )
+from spkexp.errors import UserError
 
 _NAMES: tuple[Rule, ...] = (
     (r"^conv1\.", "encoder.first.conv."),
@@ -47,6 +48,7 @@ _FUSIONS: tuple[Rule, ...] = (
     (r"(\.fusion|\.fusions\.\d+)\.3\.", r"\1.excite."),
     (r"(\.fusion|\.fusions\.\d+)\.4\.", r"\1.excite_norm."),
 )
+_NUM_MELS = 80  # in the recipes of all three, where no setting says it
 REFUSED = (
     Refused(r"^seg_2\.", "two_emb_layer=True, a second layer behind the embedding"),
     Refused(r"^(fuse_mode\d|layer\d_downsample)", "ERes2Net; ERes2NetV2 is read"),
@@ -109,6 +111,15 @@ def _architecture(variance_floor: float, model: str, tensors: Tensors, settings:
     else:
         pooled = shape(tensors, "seg_1.weight", 1) // 2
         changes["pooling.variance_floor"] = variance_floor
-    # The stages halve the frequencies, which the pooled channels have left.
-    changes["features.num_mels"] = pooled // width * 2 ** (stages - 1)
+    # The stages halve the frequencies, rounded up, and the pooled channels have what is left. A pooling without
+    # parameters, that no setting names, shows here alone.
+    step = 2 ** (stages - 1)
+    known = has(tensors, r"^pool\.linear1\.") or "pooling_func" in settings
+    mels = settings.get("num_mels", pooled // width * step if known else _NUM_MELS)
+    if pooled != width * -(-mels // step):
+        raise UserError(
+            f"{pooled / width * step:g} mel bins follow from its shapes, not {mels}: it has another pooling, or other "
+            "features; put its config.yaml beside it"
+        )
+    changes["features.num_mels"] = mels
     return Architecture(model, changes)

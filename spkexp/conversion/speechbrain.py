@@ -3,13 +3,12 @@
 from typing import Any
 
 from spkexp.conversion import ecapa
-from spkexp.conversion.family import Architecture, Family, Head, Refused, Rule, Settings, Tensors, count, shape
-from spkexp.conversion.reading import Found, read, read_settings
-from spkexp.conversion.toolkit import Toolkit
+from spkexp.conversion.family import Architecture, Family, Refused, Rule, Settings, Tensors, count, shape
+from spkexp.conversion.reading import Found, read_settings
+from spkexp.conversion.toolkit import CLASSIFIER, Toolkit, classifier_beside
 from spkexp.errors import UserError
 
 _HYPERPARAMS = "hyperparams.yaml"
-_CLASSIFIER = "classifier.ckpt"
 LABELS = "label_encoder.txt"
 
 # A convolution, a leaky ReLU and a batch normalisation each, then the pooling and a linear layer.
@@ -95,18 +94,10 @@ def _features(found: Found, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _head(found: Found, settings: Settings) -> Head | None:
-    file = found.companions.get(_CLASSIFIER)
-    if file is None:
-        return None
-    tensors, _ = read(file)
-    return Head(tensors["weight"], file.name) if set(tensors) == {"weight"} else None
-
-
 SPEECHBRAIN = Toolkit(
     name="speechbrain",
     files=("embedding_model.ckpt",),
-    companions=(_HYPERPARAMS, _CLASSIFIER, LABELS, "mean_var_norm_emb.ckpt"),
+    companions=(_HYPERPARAMS, CLASSIFIER, LABELS, "mean_var_norm_emb.ckpt"),
     families=(
         ecapa.SPEECHBRAIN,
         Family(
@@ -117,5 +108,5 @@ SPEECHBRAIN = Toolkit(
     left_out=(),
     settings=_settings,
     features=_features,
-    head=_head,
+    head=classifier_beside,
 )

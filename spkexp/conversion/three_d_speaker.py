@@ -3,18 +3,17 @@
 from typing import Any
 
 from spkexp.conversion import campplus, ecapa, residual
-from spkexp.conversion.family import Head, Refused, Settings
-from spkexp.conversion.reading import Found, read, read_settings
-from spkexp.conversion.toolkit import KALDI, Toolkit
+from spkexp.conversion.family import Refused, Settings
+from spkexp.conversion.reading import Found, read_settings
+from spkexp.conversion.toolkit import CLASSIFIER, KALDI, Toolkit, classifier_beside
 from spkexp.errors import UserError
 
 _CONFIG = "config.yaml"
-_CLASSIFIER = "classifier.ckpt"
 _POOLINGS = ("TSTP", "ASTP", "TAP")
 
 
 def _settings(found: Found) -> Settings:
-    """Arguments of the model, with mean_nor and sample_rate of the features."""
+    """Arguments of the model, with mean_nor, sample_rate and num_mels of the features."""
     file = found.companions.get(_CONFIG)
     if file is None:
         return {}
@@ -22,7 +21,9 @@ def _settings(found: Found) -> Settings:
     model, features = _arguments(content.get("embedding_model")), _arguments(content.get("feature_extractor"))
     if (pooling := model.get("pooling_func", "TSTP")) not in _POOLINGS:
         raise UserError(f"{file}: has the pooling {pooling}; {', '.join(_POOLINGS)} are read")
-    return model | {"mean_nor": features.get("mean_nor", True), "sample_rate": features.get("sample_rate", 16000)}
+    mels = {"num_mels": int(features["n_mels"])} if "n_mels" in features else {}
+    rate = features.get("sample_rate", 16000)
+    return model | mels | {"mean_nor": features.get("mean_nor", True), "sample_rate": rate}
 
 
 def _arguments(node: Any) -> dict[str, Any]:
@@ -36,18 +37,10 @@ def _features(found: Found, settings: Settings) -> dict[str, Any]:
     return KALDI | {"sample_rate": settings.get("sample_rate", 16000), "normalise": normalise}
 
 
-def _head(found: Found, settings: Settings) -> Head | None:
-    file = found.companions.get(_CLASSIFIER)
-    if file is None:
-        return None
-    tensors, _ = read(file)
-    return Head(tensors["weight"], file.name) if set(tensors) == {"weight"} else None
-
-
 THREE_D_SPEAKER = Toolkit(
     name="3dspeaker",
     files=("embedding_model.ckpt",),
-    companions=(_CONFIG, _CLASSIFIER),
+    companions=(_CONFIG, CLASSIFIER),
     # CAM++ pools without a floor; one this small shows only where a channel is constant.
     families=(ecapa.SPEECHBRAIN, campplus.family(1e-10), *residual.families(1e-8)),
     refused=(
@@ -57,5 +50,5 @@ THREE_D_SPEAKER = Toolkit(
     left_out=(),
     settings=_settings,
     features=_features,
-    head=_head,
+    head=classifier_beside,
 )

@@ -17,7 +17,8 @@ PROJECTION = LeftOut(r"^projection\.", "the classifier of its training speakers"
 
 
 def _settings(found: Found) -> Settings:
-    """model_args, with those of the features under "fbank" and the kind of classifier under "projection"."""
+    """model_args, with those of the features under "fbank", their number of mel bins under "num_mels" and the kind of
+    classifier under "projection"."""
     file = found.companions.get(_CONFIG)
     if file is None:
         return {}
@@ -32,11 +33,17 @@ def _settings(found: Found) -> Settings:
         raise UserError(f"{file}: has the pooling {pooling}; {', '.join(_POOLINGS)} are read")
     projection = _mapping(content.get("projection_args")).get("project_type", _COSINES[0])
     rate = {"sample_rate": data["resample_rate"]} if "resample_rate" in data else {}
-    return arguments | rate | {"fbank": _mapping(data.get("fbank_args")), "projection": projection}
+    fbank = _mapping(data.get("fbank_args"))
+    return arguments | rate | num_mels(fbank) | {"fbank": fbank, "projection": projection}
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def num_mels(fbank: Settings) -> dict[str, int]:
+    """Arguments of kaldi.fbank -> what `residual.families` looks for; empty where they do not say it."""
+    return {"num_mels": int(fbank["num_mel_bins"])} if "num_mel_bins" in fbank else {}
 
 
 def kaldi_features(found: Found, settings: Settings) -> dict[str, Any]:

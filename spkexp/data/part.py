@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 from spkexp.errors import AudioError
 
+OF_A_MANIFEST = "; check data.root and the paths of the manifest"  # the remedy where a file is not there
 Part = tuple[int, int]  # (offset, bytes): where an audio file lies inside its shard
 
 _LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -36,7 +37,7 @@ def open_file(path: str) -> int:
         # Without O_NONBLOCK a named pipe would hang here.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise AudioError(f"{path}: no such file; check data.root and the paths of the manifest") from None
+        raise AudioError(f"{path}: no such file{OF_A_MANIFEST}") from None
     except OSError as error:
         raise AudioError(f"{path}: cannot be opened: {error.strerror}") from None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spkexp.diarization.settings import Settings
-from spkexp.diarization.spectral import spectral
+from spkexp.diarization.spectral import MOST_SPEAKERS, spectral
 
 # 4,000 windows, 50 minutes of speech at 0.75 s a step: 64 MB of distances and a second or two.
 AGGLOMERATIVE_LIMIT = 4000
@@ -19,6 +19,9 @@ SPECTRAL_LIMIT = 1000  # 8 MB of affinities, and TRIED decompositions of some te
 # astride a change of speakers gather in such.
 FEWEST_SECONDS = 5.0
 LEAST_SHARE = 0.05
+# s of speech for each speaker, where the number is not given: 7 s hold one at most, a minute 15. 2 to 5 s were tried on
+# conversations of 8 to 52 s; without a bound up to 15 speakers too many were found in such.
+SECONDS_A_SPEAKER = 4.0
 # Means of two clusters that are more alike than this are of one speaker: a graph of nearest neighbours has gaps also
 # where voices hardly differ, as between the turns of somebody who speaks very evenly.
 SAME_SPEAKER = 0.9
@@ -42,10 +45,13 @@ def cluster(embeddings: NDArray[np.float32], seconds: NDArray[np.float64], setti
 
 def _cluster(points: NDArray[np.float32], seconds: NDArray[np.float64], settings: Settings) -> Labels:
     """(N,) clusters of points (N, D), of length one, numbered from 0 on."""
+    most = max(1, int(seconds.sum() / SECONDS_A_SPEAKER))
     if settings.clustering == "agglomerative":
-        return agglomerative(points, seconds, settings)
-    labels = spectral(points, settings.num_speakers, settings.max_speakers)
-    return labels if settings.num_speakers is not None else _without_twins(points, labels)
+        fewer = min(most, settings.max_speakers or most)
+        return agglomerative(points, seconds, settings.model_copy(update={"max_speakers": fewer}))
+    if settings.num_speakers is not None:
+        return spectral(points, settings.num_speakers, None)
+    return _without_twins(points, spectral(points, None, settings.max_speakers, min(most, MOST_SPEAKERS)))
 
 
 def agglomerative(points: NDArray[np.float32], seconds: NDArray[np.float64], settings: Settings) -> Labels:
@@ -66,7 +72,8 @@ def agglomerative(points: NDArray[np.float32], seconds: NDArray[np.float64], set
     if number is None:
         assert settings.threshold is not None, "settings that are completed have one"
         labels = _cut_at(tree, 1 - settings.threshold)
-        if settings.max_speakers is None or large(labels).sum() <= settings.max_speakers:
+        # None that is large: no two windows are alike, and each would be a speaker.
+        if settings.max_speakers is None or 1 <= large(labels).sum() <= settings.max_speakers:
             return _without_small(points, labels, large(labels))
         number = settings.max_speakers
     for clusters in range(number, len(points) + 1):

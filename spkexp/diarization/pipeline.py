@@ -68,6 +68,7 @@ def diarize(
     source: an audio file, of any sample rate, whose channels are averaged; or samples (T,) float32 in [-1, 1] at
     model.sample_rate. recording: what the segments call it; None: the name of the file without its suffix.
     speech: (start, end) in s where somebody speaks, in any order; None: found by level (`spkexp.diarization.speech`).
+    What is below a millisecond, as an RTTM counts, is left out with a warning.
     settings: completed, so that there is a threshold where one is needed. The rest as in `embed_sliding`.
 
     Raises AudioError, which names the file, if it cannot be read, or has no such speech.
@@ -84,7 +85,7 @@ def diarize(
     for start, end in found:
         if not 0 <= start < min(end, seconds):
             raise AudioError(f"{name}: has no speech from {start:g} s to {end:g} s; it is {seconds:.3f} s long")
-    found = [(start, min(end, seconds)) for start, end in found]
+    found = _of_a_millisecond([(start, min(end, seconds)) for start, end in found], name)
     if not found:
         return []
     parts = _embed(model, source, settings, found, seconds, batch_seconds, precision)
@@ -155,6 +156,19 @@ def diarize_files(
             segments += found
     rttm.write(output, segments)
     return summary
+
+
+def _of_a_millisecond(found: list[Stretch], name: str) -> list[Stretch]:
+    """Those of `found` that an RTTM can hold, whose times are in milliseconds; warns of the others."""
+    kept = [(start, end) for start, end in found if round(end * 1000) > round(start * 1000)]
+    if len(kept) < len(found):
+        count, first = len(found) - len(kept), next(stretch for stretch in found if stretch not in kept)
+        log.warning(
+            "%s: left out %s of %s stretches of speech, shorter than the millisecond that an RTTM is written to; the "
+            "first at %.4f s",
+            name, f"{count:,}", f"{len(found):,}", first[0],
+        )  # fmt: skip
+    return kept
 
 
 def _embed(

@@ -12,10 +12,12 @@ from spkexp.types import NonNegative, Positive, PositiveInt
 class Settings(BaseModel):
     """How recordings are diarized.
 
-    clustering: spectral finds the number of speakers, 20 at most, from a gap between eigenvalues; agglomerative merges
-        the two clusters whose windows are most alike on average, until that falls below `threshold`.
+    clustering: spectral finds the number of speakers from a gap between eigenvalues; agglomerative merges the two
+        clusters whose windows are most alike on average, until that falls below `threshold`.
     window, step: s, of the windows that are embedded. A stretch of speech that is shorter is one window.
-    num_speakers: how many speak; None: found, at most `max_speakers` of them (None: as many as are found).
+    num_speakers: how many speak; None: found.
+    max_speakers: at most so many are found; default None: no more limits than there are always, which are one speaker
+        for every 4 s of speech and, with spectral clustering, 20.
     threshold: cosine of the embeddings, for agglomerative clustering of an unknown number of speakers; `completed`
         fills in that of the run's validation trials, which is of longer utterances in other rooms. In mixed
         conversations of 1 to 5 speakers 16 % of the speech was confused (11 % at the best threshold) where voices were

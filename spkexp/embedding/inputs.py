@@ -33,6 +33,11 @@ class Items:
     rows: pl.DataFrame  # id, path, duration (s), and where they say which part is meant: start, offset, bytes
     columns: pl.DataFrame  # (N rows) what is written beside the embeddings
 
+    @property
+    def kind(self) -> str:
+        """What one of them is called."""
+        return "segment" if "start" in self.rows.columns else "recording"
+
     def utterances(self) -> Utterances:
         return Utterances.of(self.rows.with_columns(nobody=pl.lit("")), "nobody")
 

@@ -20,9 +20,12 @@ from spkexp import build, checkpoint, distributed, durable
 from spkexp.bar import Bar
 from spkexp.cores import cores
 from spkexp.data.dataset import Bad, Reading
+from spkexp.data.part import OF_A_MANIFEST
 from spkexp.embedding.inputs import Items, digest, listed, measured, state_of, whole
+from spkexp.embedding.outputs import check_audio, check_output
 from spkexp.embedding.partial import REMEDY, Merged, Partial, settle
 from spkexp.embedding.segments import segments
+from spkexp.embedding.words import counted, lasting
 from spkexp.errors import UserError
 from spkexp.interrupt import StopRequest
 from spkexp.lock import hold
@@ -67,15 +70,18 @@ def embed(request: Request, settings: Settings, device: torch.device) -> None:
     check_format(output)
     if output.is_dir():
         raise UserError(f"output={output}: is a folder; name a file in it, such as {output / 'embeddings.h5'}")
+    check_output(output, request.input, request.segments, request.model)
     model, cfg, folder = build.trained_model(request.model, request.trust)
     model.to(device)
     partial = durable.beside(output, "partial")
+    table = distributed.decided_by_main(lambda: _listed(request))
     with ExitStack() as held:
         distributed.decided_by_main(lambda: held.enter_context(alone(output, partial)))
-        table = distributed.decided_by_main(lambda: listed(request.input, request.root))
         # Both are a matter of a call for each file, by which the others would only be slowed down.
         state = distributed.decided_by_main(lambda: state_of(table))
         table, unusable = distributed.main_first(lambda: measured(table, partial / "headers", state, REMEDY))
+        if request.input == "-":
+            unusable = [entry | {"reason": entry["reason"].removesuffix(OF_A_MANIFEST)} for entry in unusable]
         items = _items(table, unusable, request)
         _check_names(items, output, settings.window is not None)
         identity = {
@@ -93,22 +99,41 @@ def embed(request: Request, settings: Settings, device: torch.device) -> None:
         _embed(model, items, request, settings, partial)
         if distributed.is_main():
             merged = Partial(partial, model.embedding_size, 0).merged(items.rows["id"])
+            if len(merged.item) == 0:
+                rmtree(partial / "parts")  # nothing but what could not be read
             _write(request, items, merged, bad, settings.window is not None, model.sample_rate)
             rmtree(partial, ignore_errors=True)
 
 
+def _listed(request: Request) -> pl.DataFrame:
+    table = listed(request.input, request.root)
+    check_audio(request.output, table["path"])
+    return table
+
+
 @contextmanager
 def alone(output: Path, partial: Path) -> Iterator[None]:
-    """Be the only process that writes `output`. The folder `partial` is removed in the end if nothing is kept in it."""
+    """Be the only process that writes `output`. What is left in the folder `partial` is removed where a mistake of the
+    user's ends it before a batch is done, or nothing is in it."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output={output}: cannot be written: {error.strerror} ({partial}); choose another place for the output"
+        ) from error
     busy = f"{output}: {{holder}} is writing it; wait for that, or choose another output"
     lock = partial / "lock"
     with hold(lock, busy, "choose another place for the output"):
         if not lock.exists():  # opened just before another process was done and removed it
             raise UserError(f"{output}: another process has just written it; start again if that is to be replaced")
+        kept = ["parts", "headers"]  # an interrupted call goes on with both
         try:
             yield
+        except UserError:
+            kept = ["parts"]
+            raise
         finally:
-            if not any(path.is_file() for name in ("parts", "headers") for path in (partial / name).rglob("*")):
+            if not any(path.is_file() for name in kept for path in (partial / name).rglob("*")):
                 rmtree(partial, ignore_errors=True)
 
 
@@ -116,8 +141,8 @@ def _items(table: pl.DataFrame, unusable: list[dict[str, str]], request: Request
     """What is to be embedded; `unusable` gets the segments that are not to be had."""
     if unusable and request.on_error == "raise":
         raise UserError(
-            f"{unusable[0]['reason']} ({len(unusable):,} such files of {len(table) + len(unusable):,}; on_error=skip "
-            "leaves them out)"
+            f"{unusable[0]['reason']} ({counted(len(unusable), 'such file')} of {len(table) + len(unusable):,}; "
+            "on_error=skip leaves them out)"
         )
     if len(table) == 0:
         raise UserError(f"input={request.input}: none of its {len(unusable):,} files can be read")
@@ -150,12 +175,11 @@ def _say(items: Items, model: SpeakerModel, settings: Settings) -> None:
     if not distributed.is_main():
         return
     what = "whole" if settings.window is None else f"in windows of {settings.window:g} s, {settings.step:g} s apart"
-    hours = items.rows["duration"].sum() / 3600
-    log.info("%s stretches of audio, %.2f h, %s", f"{len(items.rows):,}", hours, what)
-    done = [f"what is not at {model.sample_rate} Hz is resampled"] if settings.resample else []
-    done += ["channels are averaged"] if settings.mix_channels else []
+    log.info("%s, %s, %s", counted(len(items.rows), items.kind), lasting(float(items.rows["duration"].sum())), what)
+    done = [f"other rates than {model.sample_rate} Hz are resampled"] if settings.resample else []
+    done += ["several channels averaged"] if settings.mix_channels else []
     if done:
-        log.info("%s", " and ".join(done))
+        log.info("%s", ", ".join(done))
 
 
 def _embed(model: SpeakerModel, items: Items, request: Request, settings: Settings, partial: Path) -> None:
@@ -249,7 +273,7 @@ def _write(
         names = pl.DataFrame({"id": ids, "number": pl.Series(number).cast(pl.String).str.zfill(6)})
         ids = names.select(pl.concat_str("id", pl.lit("/"), "number")).to_series()
     write_embeddings(request.output, ids, merged.embeddings, columns.to_dict())  # type: ignore[arg-type]
-    of = f" of {len(np.unique(merged.item)):,} stretches of audio" if windows else ""
-    print(f"{request.output}: {len(ids):,} embeddings{of}, {merged.embeddings.shape[1]} numbers each")
+    of = f" of {counted(len(np.unique(merged.item)), items.kind)}" if windows else ""
+    print(f"{request.output}: {counted(len(ids), 'embedding')}{of}, {merged.embeddings.shape[1]} numbers each")
     if skipped:
         log.warning("skipped %s of %s", f"{len(skipped):,}", f"{total:,}")

@@ -15,6 +15,8 @@ from spkexp.errors import UserError
 from spkexp.scoring.projection import unit
 from spkexp.whole_file import replacing
 
+_SHOWN = 5  # names of a gallery that is printed
+
 
 class Candidate(NamedTuple):
     """An enrolled speaker, and how like a recording is to it."""
@@ -49,6 +51,11 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self._table.names)
+
+    def __repr__(self) -> str:
+        names = self._table.names
+        shown = f": {', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)}" if names else ""
+        return f"Gallery({len(names):,} speaker{'s' * (len(names) != 1)}{shown})"
 
     def add(self, name: str, embeddings: NDArray[np.float32]) -> None:
         """Enrol `name` with embeddings (N, D), in addition to those that it has. Raises ValueError."""

@@ -28,7 +28,9 @@ def load(
 ) -> TrainedModel:
     """As `spkexp.load`, which says what the arguments are."""
     if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision={precision}: expected fp32 or bf16")
+        raise UserError(f"precision={precision}: expected fp32 or bf16")
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"load: a model is named by a path or user/name, as text, not by {source!r}")
     place = _device(device)
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     named = sources.local(os.fspath(source), revision)
@@ -54,12 +56,16 @@ def _device(device: str | torch.device) -> torch.device:
     """With its number: what "cuda" alone means is each thread's own."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    hint = "; did you mean 'cuda'?" if str(device).lower().startswith("gpu") else ""
+    mistake = UserError(f"device={device}: expected auto, cpu, cuda or cuda:NUMBER{hint}")
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"device={device}: expected auto, cpu, cuda or cuda:NUMBER") from error
-    if found.type != "cuda":
+        raise mistake from error
+    if found.type == "cpu":
         return found
+    if found.type != "cuda":
+        raise mistake
     if (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={device}: there is no such CUDA device here; use device=cpu")
     return torch.device("cuda", torch.cuda.current_device()) if found.index is None else found

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spkexp.cores import cores
 from spkexp.data import audio
+from spkexp.data.part import OF_A_MANIFEST
 from spkexp.errors import AudioError
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,13 @@ _SHORTEST_ROW = 0.01  # s
 _MAX_READERS = 8
 _TOO_LOUD = 16.0  # 24 dB above full scale, which no recording in floating point is
 _INT16 = 32768  # full scale
+_MEANINGLESS = 0.1  # s: less than a syllable
 
 
 class Opened(NamedTuple):
     """A recording of which the length is known and nothing is read yet."""
 
+    name: str  # for messages
     samples: int  # at the model's rate
     read: Callable[[], Wave]  # mono, at the model's rate; raises AudioError
 
@@ -122,14 +125,18 @@ class Reader:
             log.warning("samples reach %g, and full scale is 1: divide integers by their own (said once)", peak)
         rate = sample_rate or self.sample_rate
         if rate == self.sample_rate:
-            return Opened(len(wave), lambda: wave)
+            return Opened("samples", len(wave), lambda: wave)
         if not self.resample:
             raise ValueError(f"samples at {rate} Hz, not {self.sample_rate}; load(…, resample=True) resamples them")
         self._tell_resampled("samples", rate)
-        return Opened(-(-len(wave) * self.sample_rate // rate), lambda: _resampled(wave, rate, self.sample_rate))
+        samples = -(-len(wave) * self.sample_rate // rate)
+        return Opened("samples", samples, lambda: _resampled(wave, rate, self.sample_rate))
 
     def _open_file(self, path: str) -> Opened:
-        found = audio.info(path)
+        try:
+            found = audio.info(path)
+        except AudioError as error:
+            raise AudioError(str(error).removesuffix(OF_A_MANIFEST)) from error.__cause__
         if found.sample_rate != self.sample_rate:
             if not self.resample:
                 raise AudioError(
@@ -145,6 +152,7 @@ class Reader:
             if self._first("channels", found.channels):
                 log.info("%s: its %d channels are averaged (said once)", path, found.channels)
         return Opened(
+            path,
             found.frames_at(self.sample_rate),
             lambda: audio.read(path, sample_rate=self.sample_rate, resample=True, mix_channels=True),
         )
@@ -183,7 +191,7 @@ def _samples(recording: Any) -> Wave:
         )
     if recording.size == 0:
         raise ValueError("the recording holds no samples")
-    if recording.dtype == np.int16:
+    if recording.dtype.kind == "i" and recording.dtype.itemsize == 2:  # of either byte order
         return recording.astype(np.float32) / np.float32(_INT16)
     if recording.dtype.kind != "f":
         raise TypeError(
@@ -226,6 +234,22 @@ def padded_batches(
                 yield _padded([one.result() for one in waiting.popleft()], pin)
         finally:  # also where a file cannot be read, or the caller breaks off
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def warn_of_unheard(opened: Sequence[Opened], silent: Sequence[int], sample_rate: int) -> None:
+    """Say once of all `opened` which have no voice in them to speak of: the model embeds them like any other.
+
+    silent: indices of those that are digital silence; sample_rate: of the model, Hz.
+    """
+    short = [number for number, one in enumerate(opened) if one.samples < _MEANINGLESS * sample_rate]
+    for found, words in (
+        (sorted(silent), "digital silence: its embedding means nothing"),
+        (short, "too short for its embedding to mean anything"),
+    ):
+        if found:
+            name, samples, _ = opened[found[0]]
+            others = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
+            log.warning("%s: %.3g s: %s%s", name, samples / sample_rate, words, others)
 
 
 def _padded(waves: Sequence[Wave], pin: bool) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp import foreign
-from spkexp.checkpoint import BEST
+from spkexp import checkpoint, foreign
 from spkexp.data.classes import SPEAKER
 from spkexp.errors import UserError
 
-RESULTS = "results.json"
 _NO_RESULTS = "the run has no validation results, so there is no threshold"
 # Settings of `scoring` with which the validation's scores are the cosines of whole utterances. A calibration changes
 # the scores of the other lists alone.
@@ -46,16 +44,8 @@ def threshold_of(folder: Path, config: DictConfig) -> tuple[Threshold | None, st
     label = OmegaConf.select(config, "data.label") or SPEAKER
     if label != SPEAKER:
         return None, f"the run learnt data.label={label}, so its validation has no trials and there is no threshold"
-    files, why = [folder / RESULTS], _NO_RESULTS
-    if folder.parent.name == "checkpoints":  # of a run, whose results are those of the best
-        run = folder.parent.parent
-        if folder.name.partition(".")[0] == BEST:
-            files.append(run / RESULTS)
-        elif (run / RESULTS).is_file():
-            why = f"the results of {run} are those of checkpoints/{BEST}, not of checkpoints/{folder.name}"
+    files = checkpoint.results_files(folder)
     for file in files:
-        if not file.is_file():
-            continue
         try:
             found = _read(foreign.read_json(file, foreign.LABELS_BYTES))
         except UserError as error:
@@ -64,7 +54,11 @@ def threshold_of(folder: Path, config: DictConfig) -> tuple[Threshold | None, st
             return None, f"{file}: is no results.json of a run ({type(error).__name__}: {error})"
         if found is not None:
             return found, str(found)
-    return None, why
+    run = folder.parent.parent
+    if not files and folder.parent.name == "checkpoints" and (run / checkpoint.RESULTS).is_file():
+        best = f"checkpoints/{checkpoint.BEST}"
+        return None, f"the results of {run} are those of {best}, not of checkpoints/{folder.name}"
+    return None, _NO_RESULTS
 
 
 def _read(results: Any) -> Threshold | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from spkexp.errors import UserError
 from spkexp.inference.classes import Class, Classifier
 from spkexp.inference.gallery import Candidate, Gallery
-from spkexp.inference.recordings import Opened, Reader, Recording, Recordings, is_one, padded_batches
+from spkexp.inference.recordings import Opened, Reader, Recording, Recordings, is_one, padded_batches, warn_of_unheard
 from spkexp.inference.threshold import Threshold
 from spkexp.models.speaker import SpeakerModel
 from spkexp.scoring.extract import batches_by_length
@@ -95,8 +95,8 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         return (
-            f"TrainedModel({self.source}: {self.embedding_size} numbers of {self.sample_rate} Hz on {self.device}, "
-            f"{self.precision}, {len(self.labels)} classes, threshold "
+            f"TrainedModel({self.source}: embedding of {self.embedding_size}, {self.sample_rate} Hz, on {self.device}, "
+            f"{self.precision}, {len(self.labels)} class{'es' * (len(self.labels) != 1)}, threshold "
             f"{'none' if self.threshold is None else f'{self.threshold.value:.4f}'})"
         )
 
@@ -221,15 +221,17 @@ class TrainedModel:
             return found
         seconds = np.array([one.samples for one in opened]) / self.sample_rate
         batches = batches_by_length(seconds, batch_seconds)
-        rows = []
+        rows, silent = [], list[int]()
         with (
             inference(self.module, self.precision),
             closing(padded_batches(opened, batches, pin=self.device.type == "cuda")) as padded,
         ):
-            for waveform, lengths in padded:
+            for batch, (waveform, lengths) in zip(batches, padded, strict=True):
+                silent += [item for item, heard in zip(batch, waveform.any(dim=1).tolist(), strict=True) if not heard]
                 rows.append(self.module(waveform.to(self.device, non_blocking=True), lengths).float())
             # Here and not in between: a GPU need not wait for what comes next.
             found[np.concatenate(batches)] = torch.cat(rows).cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{self.source}: an embedding is not finite; did training diverge?")
+        warn_of_unheard(opened, silent, self.sample_rate)
         return found
