@@ -233,7 +233,11 @@ def test_resume_auto_without_the_source(
         assert f"theirs/config.yaml is not there; the run that began with it is there: {folder}\n" in said
         assert last_run(before[name]) == folder
     assert start(*some["trained"]) == first  # it is finished
-    (Path(first.run_dir) / "results.json").unlink()  # as if it were not
+    results = Path(first.run_dir) / "results.json"
+    (entry,) = json.loads(results.read_text())["trials"].values()
+    assert 0 <= entry["before"]["eer"] <= 1  # what the source scores, which is not untrained
+    assert "untrained" not in entry
+    results.unlink()  # as if it were not finished
     again = start(*some["trained"])
     assert again is not None
     assert Path(again.run_dir).absolute() == Path(first.run_dir).absolute()
