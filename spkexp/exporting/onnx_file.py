@@ -60,6 +60,9 @@ def write_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str]
     model.graph.doc_string = description
     model.metadata_props.update(metadata)
     for node in model.graph.all_nodes():
+        for value in node.outputs:  # a name that the exporter takes from torch's operations can be one of ours
+            if value.name in (WAVEFORM, LENGTHS, EMBEDDING) and value is not embedding:
+                value.name = f"{value.name}_inside"
         scopes = node.metadata_props.get(_TORCH_SCOPES)
         node.metadata_props.clear()  # lines of source, with the paths of this machine
         if scopes:
