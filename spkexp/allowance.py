@@ -1,10 +1,10 @@
 """A bound on the memory that tensors take while something is built."""
 
-from collections.abc import Callable
 from math import isfinite, prod
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _OPERATIONS = 1_000_000
@@ -23,11 +23,11 @@ class Allowance(TorchDispatchMode):
         self._left, self._operations = values, _OPERATIONS
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         self._operations -= 1
-        name = func._schema.name.partition("::")[2]  # type: ignore[attr-defined]
+        name = func._schema.name.partition("::")[2]
         if self._operations < 0 or _values_of(name, (*args, *kwargs.values())) > self._left:
             raise self._refused()
         found = func(*args, **kwargs)

@@ -128,10 +128,10 @@ def _members(source: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _opened(archive: Path, compressed: bool) -> BinaryIO:
+def _opened(archive: Path, compressed: bool) -> "BinaryIO | _Bounded":
     if not compressed:
         return archive.open("rb")
-    return _Bounded(archive)  # type: ignore[return-value]
+    return _Bounded(archive)
 
 
 class _Bounded(gzip.GzipFile):

@@ -272,6 +272,7 @@ def _write(
         columns = pl.DataFrame([recording]).with_columns(**{k: pl.Series(v) for k, v in times.items()}).hstack(rest)
         names = pl.DataFrame({"id": ids, "number": pl.Series(number).cast(pl.String).str.zfill(6)})
         ids = names.select(pl.concat_str("id", pl.lit("/"), "number")).to_series()
+    # A Series is a sequence in all but its type.
     write_embeddings(request.output, ids, merged.embeddings, columns.to_dict())  # type: ignore[arg-type]
     of = f" of {counted(len(np.unique(merged.item)), items.kind)}" if windows else ""
     print(f"{request.output}: {counted(len(ids), 'embedding')}{of}, {merged.embeddings.shape[1]} numbers each")

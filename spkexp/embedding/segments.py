@@ -55,7 +55,7 @@ def segments(table: pl.DataFrame, file: str, on_error: str) -> tuple[Items, list
         )
     rows = rows.filter(~outside)
     if cut := int((rows["to"] > rows["length"]).sum()):
-        most = float((rows["to"] - rows["length"]).max() or 0)  # type: ignore[arg-type]
+        most = float((rows["to"] - rows["length"]).to_numpy().max())
         log.warning(
             "segments=%s: %s cut off at the end of the recording, by up to %.3f s", file, counted(cut, "segment"), most
         )

@@ -1,6 +1,7 @@
 """Dynamic quantisation of an ONNX file: weights as 8-bit integers, activations rounded to 8 bits as they come."""
 
 from pathlib import Path
+from typing import Any
 
 from spkexp.exporting.onnx_file import SCOPE
 from spkexp.exporting.program import quiet
@@ -32,6 +33,6 @@ def quantise(source: Path, target: Path, operators: tuple[str, ...] = OPERATORS)
         )
 
 
-def _front_end(node: object) -> bool:
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPE), "")  # type: ignore[attr-defined]
+def _front_end(node: Any) -> bool:
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPE), "")
     return any(f".{name}" in scopes for name in _EXACT)

@@ -23,7 +23,7 @@ _TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
 
 def require_onnx() -> None:
     """Raise UserError unless the packages of the extra `onnx` are there."""
-    try:
+    try:  # to import them tells more than to find them: a library that they need may be missing
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
