@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from spkexp.compose import CommandLine, check_all
+from spkexp.command_line import CommandLine
+from spkexp.compose import check_all
 from spkexp.config import check, config_folder
 from spkexp.errors import ConfigError, UserError
 

@@ -5,7 +5,6 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spkexp.config import check, config_folder
-from spkexp.errors import ConfigError, UserError
+from spkexp.errors import ConfigError
 from spkexp.override_errors import explain, not_listed, swept_values
 from spkexp.resume import twins
 from spkexp.trust import set_by_files, untrusted_of_hydra
@@ -35,40 +34,6 @@ _EXTRAS = {
     "hydra/launcher": {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"},
     "hydra/sweeper": {"optuna": "optuna"},
 }
-_OPTIONS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i"}
-_NOT_OF_USE = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """overrides: KEY=VALUE and the like; multirun: -m; config_dir: a folder of configs beside conf/.
-
-    shows: only the config is asked for, nothing is run.
-    """
-
-    overrides: list[str]
-    multirun: bool
-    config_dir: str | None
-    shows: bool
-
-    @staticmethod
-    def read(arguments: list[str]) -> "CommandLine":
-        """Raises UserError for an option of Hydra's that would get past the check."""
-        overrides, config_dir, shows = [], None, False
-        rest = iter(arguments)
-        for argument in rest:
-            option, equals, value = argument.partition("=")
-            # Hydra takes the beginning of a long option's name, too.
-            if len(option) > 2 and any(name.startswith(option) for name in _NOT_OF_USE):
-                raise UserError(f"{option}: runs are made of conf/; for files of yours beside it: --config-dir DIR")
-            if option in _OPTIONS_WITH_VALUE:
-                value = value if equals else next(rest, "")
-                config_dir = value if option in ("--config-dir", "-cd") else config_dir
-                shows |= option in ("--cfg", "-c", "--info", "-i")
-            elif not argument.startswith("-"):
-                overrides.append(argument)
-        multirun = bool({"-m", "--multirun"} & set(arguments)) or "hydra.mode=MULTIRUN" in overrides
-        return CommandLine(overrides, multirun, config_dir, shows)
 
 
 def check_all(arguments: list[str], multirun: bool, config_dir: str | None = None) -> DictConfig:

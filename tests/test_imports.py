@@ -42,7 +42,7 @@ LAYERS = (
 )
 # What a config says and how it is checked: below the entry points, and none of the business of LEARNING.
 SETTINGS = (
-    *("changes", "cli", "compose", "override_errors", "arguments", "overrides", "model_choice"),
+    *("changes", "cli", "command_line", "compose", "override_errors", "arguments", "overrides", "model_choice"),
     *("resume", "config", "signature", "sections", "records", "trust", "saved_config"),
 )
 DISTRIBUTED = ("distributed", "agent_store")
