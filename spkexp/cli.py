@@ -117,7 +117,10 @@ def hydra_command(task: Task, jobs: Jobs | None = None) -> Callable[[], None]:
                     "-m does not work under torchrun: every rank would run the whole sweep; start it without, and "
                     "trainer.nproc=N gives every job N processes"
                 )
-            first = check_all(line.overrides, line.multirun, line.config_dir)
+            if line.multirun and line.shows:
+                raise UserError("--cfg, --info: show one config; leave -m out")
+            sys.argv[1:] = [*line.options, *line.overrides]  # Hydra wants all overrides side by side
+            first = check_all(line.overrides, line.multirun, line.config_dir, line.shows)
             if jobs is not None and line.multirun and not line.shows:
                 sys.exit(jobs.run_sweep(line.overrides, first, start))
             start([])

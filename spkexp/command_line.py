@@ -10,12 +10,13 @@ _NOT_OF_USE = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-r
 
 @dataclass(frozen=True)
 class CommandLine:
-    """overrides: KEY=VALUE and the like; multirun: -m; config_dir: a folder of configs beside conf/.
+    """overrides: KEY=VALUE and the like; options: all else; multirun: -m; config_dir: a folder of configs beside conf/.
 
     shows: only the config is asked for, nothing is run.
     """
 
     overrides: list[str]
+    options: list[str]
     multirun: bool
     config_dir: str | None
     shows: bool
@@ -23,7 +24,8 @@ class CommandLine:
     @staticmethod
     def read(arguments: list[str]) -> "CommandLine":
         """Raises UserError for an option of Hydra's that would get past the check."""
-        overrides, config_dir, shows = [], None, False
+        overrides, options = list[str](), list[str]()
+        config_dir, shows = None, False
         rest = iter(arguments)
         for argument in rest:
             option, equals, value = argument.partition("=")
@@ -31,10 +33,12 @@ class CommandLine:
             if len(option) > 2 and any(name.startswith(option) for name in _NOT_OF_USE):
                 raise UserError(f"{option}: runs are made of conf/; for files of yours beside it: --config-dir DIR")
             if option in _OPTIONS_WITH_VALUE:
-                value = value if equals else next(rest, "")
+                following = [] if equals else [next(rest, "")]
+                value = value if equals else following[0]
+                options += [argument, *following]
                 config_dir = value if option in ("--config-dir", "-cd") else config_dir
                 shows |= option in ("--cfg", "-c", "--info", "-i")
-            elif not argument.startswith("-"):
-                overrides.append(argument)
+            else:
+                (options if argument.startswith("-") else overrides).append(argument)
         multirun = bool({"-m", "--multirun"} & set(arguments)) or "hydra.mode=MULTIRUN" in overrides
-        return CommandLine(overrides, multirun, config_dir, shows)
+        return CommandLine(overrides, options, multirun, config_dir, shows)

@@ -36,18 +36,21 @@ _EXTRAS = {
 }
 
 
-def check_all(arguments: list[str], multirun: bool, config_dir: str | None = None) -> DictConfig:
+def check_all(arguments: list[str], multirun: bool, config_dir: str | None = None, shows: bool = False) -> DictConfig:
     """Check the config of every job that the overrides make, before the first starts; returns that of the first.
 
-    config_dir: as Hydra's --config-dir. Raises ConfigError that lists all mistakes.
+    config_dir: as Hydra's --config-dir. shows: nothing will run, so that one job of a
+    study, which is a sweep, will do. Raises ConfigError that lists all mistakes.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir: {config_dir} is no folder"])
     with _hydra(config_dir):
         loader = GlobalHydra.instance().config_loader()
         parsed, mistakes = parse_overrides(arguments, OverridesParser.create(config_loader=loader))
+        of_config, unfit = _swept_by_config(parsed)
+        mistakes += unfit
         if multirun:
-            checked, unfit = _check_jobs(parsed)
+            checked, unfit = _check_jobs([*of_config, *parsed])
             mistakes += unfit
             mistakes += [
                 "run_dir: one folder cannot hold the runs of a sweep; leave it out"
@@ -57,6 +60,9 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
         else:
             sweeps = [o for o in parsed if o.is_sweep_override()]
             mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
+            if of_config and not shows:
+                keys = ", ".join(o.key_or_group for o in of_config)
+                mistakes.append(f"experiments={option('experiments')}: is a sweep over {keys}; add -m to run it")
             checked = [_check_one([str(o.input_line) for o in parsed if not o.is_sweep_override()])]
     mistakes += [mistake for _, found in checked for mistake in found]
     if multirun and not mistakes:
@@ -113,6 +119,19 @@ def parse_overrides(arguments: Sequence[str], parser: OverridesParser) -> tuple[
         else:
             parsed.append(override)
     return parsed, mistakes
+
+
+def _swept_by_config(parsed: list[Override]) -> tuple[list[Override], list[str]]:
+    """(what a study sweeps over, its hydra.sweeper.params, mistakes in it); the command line's word on a key counts."""
+    try:
+        _compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError):
+        return [], []  # `_check_one` says what is wrong
+    sweeper = HydraConfig.get().sweeper
+    params = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
+    given = {override.get_key_element().lstrip("+") for override in parsed}
+    lines = [f"{key}={value}" for key, value in cast(dict[str, Any], params).items() if key not in given]
+    return parse_overrides(lines, OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()))
 
 
 Checked = tuple[DictConfig | None, list[str]]
