@@ -28,6 +28,7 @@ DESCRIPTION
 KEYS
   model=NAME          a file of conf/model; default: ecapa_small
   model.KEY=VALUE     any key of it, e.g. model.encoder.channels=256
+  experiments=NAME    a study, with -m; its sizes: experiments/NAME/GROUP=A,B
   seconds=2.0         length of an utterance
   batch_sizes=1,32    for memory and speed
   memory_gib=16       also: the largest batch that fits into so many GiB
@@ -70,7 +71,7 @@ class Arguments(BaseModel):
 def main() -> None:
     """Measure each model that the command line names and print one table of all."""
     with errors_to_exit_codes():
-        arguments, jobs = parse_with_overrides(Arguments, HELP, "profile", ("model",), sweep=True)
+        arguments, jobs = parse_with_overrides(Arguments, HELP, "profile", ("model", "experiments"), sweep=True)
         # torch is imported once everything that can be wrong has been looked at.
         import torch
 
@@ -105,7 +106,9 @@ def main() -> None:
 def _label(name: str, overrides: list[str]) -> str:
     """ecapa encoder.channels=256: the model and what was changed in it."""
     changes = [
-        override.lstrip("+").removeprefix("model.") for override in overrides if not override.startswith("model=")
+        override.lstrip("+").removeprefix("model.")
+        for override in overrides
+        if not override.startswith(("model=", "experiments"))
     ]
     return " ".join([name, *changes])
 

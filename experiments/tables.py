@@ -1,0 +1,174 @@
+"""Put what `spkexp.compare` says of a study's runs into its README, and tell which tables have grown old.
+
+    python experiments/tables.py write STUDY TABLE SWEEP [KEY=VALUE ...]   # keys of spkexp.compare; figure=PLOT
+    python experiments/tables.py check
+
+`write` replaces what stands between `<!-- table TABLE -->` and `<!-- end -->` in experiments/STUDY/README.md, copies the
+plot to experiments/STUDY/TABLE.png, and notes in experiments/STUDY/tables.json what the table depends on: the yaml files
+that its jobs were composed of, the code that its figures come from, and a digest of each as it is now. `check` holds
+these against the files as they are then, and exits with 1 where any differs. Comments and docstrings do not count.
+"""
+
+import ast
+import csv
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "experiments"
+# What makes the figures of a run, beside the classes that its config names: training, scoring, comparison;
+CODE = ("trainer", "step", "corpus", "scorer", "trial_results", "initial_weights", "report.comparison.evidence")
+# and of what these import that which can change a figure. The rest keeps, shows and watches.
+PARTS = ("models", "losses", "augment", "features", "features_stft", "ops", "data", "scoring", "schedule", "averages")
+PARTS += ("parameter_groups", "validation", "build", "counter", "non_finite", "loss_setup", *CODE)
+
+
+def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
+    """Put the comparison of `sweep`'s runs into the study's README. Raises SystemExit."""
+    figure = next((argument[len("figure=") :] for argument in arguments if argument.startswith("figure=")), None)
+    keys = [argument for argument in arguments if not argument.startswith("figure=")]
+    runs = [json.loads(file.read_text()) for file in sorted(sweep.glob("????????????.json"))]
+    folders = [sweep.parents[2] / run["run_dir"] for run in runs if run["status"] == "finished"]
+    if not folders or len(folders) < len(runs):
+        sys.exit(f"{sweep}: {len(folders)} of {len(runs)} jobs have finished")
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "spkexp.compare", str(sweep), "format=markdown", f"output={output}", *keys]
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+        if figure is not None:
+            shutil.copyfile(Path(output, "plots", f"{figure}.png"), STUDIES / study / f"{table}.png")
+    known = [json.loads((folder / "environment.json").read_text()) for folder in folders]
+    commits = sorted({str(environment["git"]["commit"]) for environment in known})
+    if None in commits or any(environment["git"]["modified"] for environment in known):
+        sys.exit(f"{sweep}: some of its runs are of code that was in no commit; commit it and run them anew")
+    dates = sorted({environment["started"][:10] for environment in known})
+    shown = " ".join(["python -m spkexp.compare", f"runs/sweeps/{sweep.name}", *keys])
+    origin = f"Made by `{shown}` of {len(folders)} runs of {' and '.join(dates)} at commit "
+    origin += " and ".join(f"`{commit[:7]}`" for commit in commits)
+    _replace(STUDIES / study / "README.md", table, f"{text.rstrip()}\n\n{origin}.\n")
+    entry = {"commits": commits, "dates": dates, "depends_on": digests(dependencies(folders, runs))}
+    file = STUDIES / study / "tables.json"
+    entries = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**entries, table: entry}, indent=1, sort_keys=True) + "\n")
+
+
+def _replace(readme: Path, table: str, text: str) -> None:
+    marked = re.compile(rf"(<!-- table {re.escape(table)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    found = readme.read_text(encoding="utf-8")
+    if not marked.search(found):
+        sys.exit(f"{readme}: has no <!-- table {table} --> with an <!-- end --> after it")
+    readme.write_text(marked.sub(lambda place: place[1] + text + place[2], found), encoding="utf-8")
+
+
+def dependencies(folders: list[Path], runs: list[dict[str, Any]]) -> list[Path]:
+    """The files that the runs depend on: what composed them, and the code of what their configs name."""
+    targets = {
+        target for folder in folders for target in _targets(yaml.safe_load((folder / "config.yaml").read_text()))
+    }
+    modules = [".".join(target.split(".")[1:-1]) for target in targets if target.startswith("spkexp.")]
+    configs = {file for run in runs for file in composed_of(run["overrides"])}
+    manifests = {
+        Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["manifest"] or "") for folder in folders
+    }
+    own = {STUDIES / file.name for file in manifests if (STUDIES / file.name).is_file()}
+    return sorted({*configs, *own, *(_file(module) for module in reach([*CODE, *modules]))})
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _targets(child)
+
+
+def composed_of(overrides: list[str]) -> set[Path]:
+    """The yaml files that a job with these overrides is composed of."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.types import RunMode
+
+    loader = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
+    found = loader.compute_defaults_list("config", overrides, RunMode.RUN).defaults
+    paths = {str(entry.config_path) for entry in found if not str(entry.config_path).startswith("hydra/")}
+    files = {(ROOT / "conf" / f"{path}.yaml").resolve() for path in paths}
+    return {file for file in files if file.is_file()}
+
+
+def reach(modules: list[str]) -> set[str]:
+    """These modules of spkexp, what they import of PARTS, and so on; wherever in a module it is imported."""
+    found, rest = set[str](), list(modules)
+    while rest:
+        module = rest.pop()
+        ours = any(module == part or module.startswith(f"{part}.") for part in PARTS)
+        if ours and module not in found and _file(module).is_file():
+            found.add(module)
+            for node in ast.walk(ast.parse(_file(module).read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spkexp"):
+                    base = node.module.removeprefix("spkexp").lstrip(".")
+                    rest += [base, *(f"{base}.{name.name}".lstrip(".") for name in node.names)]
+    return found
+
+
+def _file(module: str) -> Path:
+    return ROOT / "spkexp" / f"{module.replace('.', '/')}.py"
+
+
+def digests(files: list[Path]) -> dict[str, str]:
+    """Of each file, called from the repository's root, what it says without comments: 12 hex digits."""
+    return {str(file.relative_to(ROOT)): hashlib.sha256(_said(file).encode()).hexdigest()[:12] for file in files}
+
+
+def _said(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".yaml":
+        return json.dumps(yaml.safe_load(text), sort_keys=True)
+    if file.suffix == ".csv":
+        return json.dumps(list(csv.reader(text.splitlines())))
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+def check() -> int:
+    """Print what became of each table's files. Returns how many tables have grown old."""
+    old = 0
+    for file in sorted(STUDIES.rglob("tables.json")):
+        for table, entry in json.loads(file.read_text()).items():
+            depends_on: dict[str, str] = entry["depends_on"]
+            there = digests([ROOT / name for name in depends_on if (ROOT / name).is_file()])
+            changed = [name for name, digest in depends_on.items() if there.get(name) != digest]
+            name = f"{file.parent.relative_to(ROOT)}/README.md, table {table}, {entry['commits'][0][:7]}"
+            print(f"{name}: {'older than ' + ', '.join(changed) if changed else 'up to date'}")
+            old += bool(changed)
+    return old
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["write", study, table, sweep, *arguments]:
+            write(study, table, Path(sweep).resolve(), arguments)
+        case ["check"]:
+            sys.exit(1 if check() else 0)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
