@@ -3,10 +3,10 @@
     python experiments/tables.py write STUDY TABLE SWEEP [KEY=VALUE ...]   # keys of spkexp.compare; figure=PLOT
     python experiments/tables.py check
 
-`write` replaces what stands between `<!-- table TABLE -->` and `<!-- end -->` in experiments/STUDY/README.md, copies the
-plot to experiments/STUDY/TABLE.png, and notes in experiments/STUDY/tables.json what the table depends on: the yaml files
-that its jobs were composed of, the code that its figures come from, and a digest of each as it is now. `check` holds
-these against the files as they are then, and exits with 1 where any differs. Comments and docstrings do not count.
+`write` replaces what stands between `<!-- table TABLE -->` and `<!-- end -->` in experiments/STUDY/README.md, copies
+the plot to experiments/STUDY/TABLE.png, and notes in experiments/STUDY/tables.json what the table depends on: the yaml
+files that its jobs were composed of, the code that its figures come from, and a digest of each as it is now. `check`
+holds these against the files as they are then, and exits 1 where any differs. Comments and docstrings do not count.
 """
 
 import ast
