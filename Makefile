@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small operations on contended cores are slower with more threads than with one.
 TEST   := OMP_NUM_THREADS=1 $(RUN) -m pytest
 
-.PHONY: train test test-slow test-cuda soak fuzz lint format benchmarks clean
+.PHONY: train test test-slow test-cuda soak fuzz lint format benchmarks studies-check clean
 
 train: $(VENV)/.ready
 	$(RUN) -m spkexp.train $(ARGS)
@@ -42,6 +42,10 @@ format: $(VENV)/.ready-dev
 
 benchmarks: $(VENV)/.ready-dev
 	for program in benchmarks/*.py; do $(RUN) $$program || exit 1; done
+
+# Which tables of experiments/ are older than the code and the configs that they depend on.
+studies-check: $(VENV)/.ready-dev
+	$(RUN) experiments/tables.py check
 
 clean:
 	rm -rf $(VENV)

@@ -48,6 +48,7 @@ KEYS
   reference=RUN    the run that the others are held against; default: the best
   seeds=combined   one row for all seeds of a configuration; apart: one each
   bootstrap=1000   replicates; 0: no tests, and intervals as results.json has
+  settings=shown   hidden: without the keys that the rows differ in
   format=terminal  or markdown, latex, csv, json: what is printed
   output=DIR       write comparison.html, .md, .tex, .csv and .json, and the
                    plots (PNG, curves.json) into DIR/plots
@@ -79,6 +80,7 @@ class Arguments(BaseModel):
     reference: Text | None = None
     seeds: Literal["combined", "apart"] = "combined"
     bootstrap: NonNegativeInt = 1000
+    settings: Literal["shown", "hidden"] = "shown"
     format: Literal["terminal", "markdown", "latex", "csv", "json"] = "terminal"
     output: Text | None = None
     workspace: Text | None = None
@@ -116,6 +118,8 @@ def main() -> None:
         runs, reference = _runs(arguments)
         compared = comparison(runs, arguments.trials, arguments.metric, arguments.seeds)
         content = content_of(compared, reference, arguments.bootstrap)
+        if arguments.settings == "hidden":
+            content |= {"differing": [], "effects": {}}
         page = write_files(Path(arguments.output), content) if arguments.output else None
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
         folder = None if page is None else page.parent

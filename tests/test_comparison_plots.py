@@ -151,10 +151,10 @@ def test_every_picture_is_drawn(tmp_path: Path, count: int) -> None:
     write_plots(tmp_path, with_everything([f"$x^ü_{n} <b> {'long ' * 20}" for n in range(count)]))
     pictures = {file.stem: Image.open(file) for file in tmp_path.glob("*.png")}
     assert set(pictures) == {
-        *("curves", "det", "main-effects", "parallel-coordinates", "against-macs", "against-parameters"),
+        *("curves", "intervals", "det", "main-effects", "parallel-coordinates", "against-macs", "against-parameters"),
     }  # fmt: skip
     for name, picture in pictures.items():
-        assert min(picture.size) >= 500, name
+        assert min(picture.size) >= 300, name
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20, name
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [one["curves"][0]["val"]["loss"] for one in curves] == [[3.0, None, 1.0]] * count

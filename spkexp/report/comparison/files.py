@@ -10,6 +10,7 @@ from spkexp.errors import UserError
 from spkexp.report.comparison.det_curves import det_curves
 from spkexp.report.comparison.documents import latex, markdown
 from spkexp.report.comparison.effect_plots import main_effects_plot, parallel_coordinates
+from spkexp.report.comparison.intervals import intervals_plot
 from spkexp.report.comparison.learning import learning_curves
 from spkexp.report.comparison.scatter import COSTS, against_cost
 from spkexp.report.comparison.spreadsheet import csv_text
@@ -56,6 +57,7 @@ def write_plots(folder: Path, content: Mapping[str, Any]) -> None:
     )
     plots: dict[str, Callable[[Path], bool]] = {
         "curves": lambda file: learning_curves(file, content),
+        "intervals": lambda file: intervals_plot(file, content),
         "det": lambda file: det_curves(file, content),
         "main-effects": lambda file: main_effects_plot(file, content),
         "parallel-coordinates": lambda file: parallel_coordinates(file, content),
