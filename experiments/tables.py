@@ -5,8 +5,9 @@
 
 `write` replaces what stands between `<!-- table TABLE -->` and `<!-- end -->` in experiments/STUDY/README.md, copies
 the plot to experiments/STUDY/TABLE.png, and notes in experiments/STUDY/tables.json what the table depends on: the yaml
-files that its jobs were composed of, the code that its figures come from, and a digest of each as it is now. `check`
-holds these against the files as they are then, and exits 1 where any differs. Comments and docstrings do not count.
+files that its jobs were composed of, the code that its figures come from, and a digest of each in the runs' commit.
+`check` holds these against the files as they are then, and exits 1 where any differs. Comments and docstrings do not
+count.
 """
 
 import ast
@@ -55,7 +56,7 @@ def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
     origin = f"Made by `{shown}` of {len(folders)} runs of {' and '.join(dates)} at commit "
     origin += " and ".join(f"`{commit[:7]}`" for commit in commits)
     _replace(STUDIES / study / "README.md", table, f"{text.rstrip()}\n\n{origin}.\n")
-    entry = {"commits": commits, "dates": dates, "depends_on": digests(dependencies(folders, runs))}
+    entry = {"commits": commits, "dates": dates, "depends_on": digests(dependencies(folders, runs), commits[-1])}
     file = STUDIES / study / "tables.json"
     entries = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**entries, table: entry}, indent=1, sort_keys=True) + "\n")
@@ -122,16 +123,29 @@ def _file(module: str) -> Path:
     return ROOT / "spkexp" / f"{module.replace('.', '/')}.py"
 
 
-def digests(files: list[Path]) -> dict[str, str]:
-    """Of each file, called from the repository's root, what it says without comments: 12 hex digits."""
-    return {str(file.relative_to(ROOT)): hashlib.sha256(_said(file).encode()).hexdigest()[:12] for file in files}
+def digests(files: list[Path], commit: str | None = None) -> dict[str, str]:
+    """Of each file, called from the repository's root, what it says without comments: 12 hex digits.
+
+    commit: as it was in that one, without those that it had not; None: as it is now.
+    """
+    found = {}
+    for file in files:
+        name = str(file.relative_to(ROOT))
+        if commit is None:
+            text = file.read_text(encoding="utf-8")
+        else:
+            shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{commit}:{name}"], capture_output=True, text=True)
+            if shown.returncode != 0:
+                continue
+            text = shown.stdout
+        found[name] = hashlib.sha256(_said(text, file.suffix).encode()).hexdigest()[:12]
+    return found
 
 
-def _said(file: Path) -> str:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".yaml":
+def _said(text: str, suffix: str) -> str:
+    if suffix == ".yaml":
         return json.dumps(yaml.safe_load(text), sort_keys=True)
-    if file.suffix == ".csv":
+    if suffix == ".csv":
         return json.dumps(list(csv.reader(text.splitlines())))
     tree = ast.parse(text)
     for node in ast.walk(tree):

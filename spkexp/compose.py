@@ -123,6 +123,10 @@ def parse_overrides(arguments: Sequence[str], parser: OverridesParser) -> tuple[
 
 def _swept_by_config(parsed: list[Override]) -> tuple[list[Override], list[str]]:
     """(what a study sweeps over, its hydra.sweeper.params, mistakes in it); the command line's word on a key counts."""
+    if not any(
+        override.key_or_group.startswith(("experiments", "hydra.sweeper", "hydra/sweeper")) for override in parsed
+    ):
+        return [], []
     try:
         _compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])
     except (HydraException, OmegaConfBaseException, YAMLError, OSError):

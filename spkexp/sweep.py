@@ -131,6 +131,8 @@ def _report(folder: Path, ticket: Ticket, signalled: int | None, ended: int, sho
     found = [record for record in records(folder) if record.start == ticket.start]
     if found and shown:
         print(sweep_report(found, on_disk.differences(found)), flush=True)
+        shorter = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        print(f"\nsweep folder: {shorter}", flush=True)
     if stopped is None and any(record.status == STOPPED for record in found):
         stopped = exit_codes.of_signal(signal.SIGTERM)
     if stopped is not None:

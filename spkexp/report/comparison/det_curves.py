@@ -17,6 +17,6 @@ def det_curves(file: Path, content: Mapping[str, Any]) -> bool:
     axes = det_axes(figure)
     for place, row in rows:
         axes.plot(probit(row["det"]["false_alarm"]), probit(row["det"]["miss"]), **look(place))
-    legend(axes, [(place, row["name"]) for place, row in rows], loc="upper right")
+    legend(axes, [(place, row["name"]) for place, row in rows], loc="best")
     figure.savefig(file)
     return True
