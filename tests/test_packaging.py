@@ -100,7 +100,9 @@ def files(folder: Path, suffix: str) -> set[str]:
 
 def test_wheel_holds_the_package_and_all_of_conf(unpacked: Path) -> None:
     assert "config.yaml" in files(unpacked / "spkexp/conf", ".yaml")
-    assert files(unpacked / "spkexp/conf", ".yaml") == files(ROOT / "conf", ".yaml")
+    studies = {f"experiments/{name}" for name in files(ROOT / "experiments", ".yaml")}  # conf/experiments is a link
+    assert files(unpacked / "spkexp/conf", ".yaml") == files(ROOT / "conf", ".yaml") | studies
+    assert {file.suffix for file in (unpacked / "spkexp/conf").rglob("*") if file.is_file()} == {".yaml"}
     assert files(unpacked / "spkexp", ".py") == files(ROOT / "spkexp", ".py")
     assert files(unpacked / "hydra_plugins", ".py") == files(ROOT / "hydra_plugins", ".py")
     assert not (unpacked / "hydra_plugins" / "__init__.py").exists()  # other packages have plugins there as well
