@@ -52,7 +52,7 @@ def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
     if None in commits or any(environment["git"]["modified"] for environment in known):
         sys.exit(f"{sweep}: some of its runs are of code that was in no commit; commit it and run them anew")
     dates = sorted({environment["started"][:10] for environment in known})
-    shown = " ".join(["python -m spkexp.compare", f"runs/sweeps/{sweep.name}", *keys])
+    shown = " ".join(["python -m spkexp.compare", str(sweep), *keys]).replace(f"{sweep.parents[2]}/", "")
     origin = f"Made by `{shown}` of {len(folders)} runs of {' and '.join(dates)} at commit "
     origin += " and ".join(f"`{commit[:7]}`" for commit in commits)
     _replace(STUDIES / study / "README.md", table, f"{text.rstrip()}\n\n{origin}.\n")
