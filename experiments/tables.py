@@ -1,8 +1,9 @@
 """Put what `spkexp.compare` says of a study's runs into its README, and tell which tables have grown old.
 
-    python experiments/tables.py write STUDY TABLE SWEEP [KEY=VALUE ...]   # keys of spkexp.compare; figure=PLOT
+    python experiments/tables.py write STUDY TABLE SWEEP [figure=PLOT] [scored=DIR] [KEY=VALUE ...]
     python experiments/tables.py check
 
+KEYs are those of spkexp.compare. scored=DIR: compared is what `spkexp.evaluate` made of the runs, in DIR/RUN.
 `write` replaces what stands between `<!-- table TABLE -->` and `<!-- end -->` in experiments/STUDY/README.md, copies
 the plot to experiments/STUDY/TABLE.png, and notes in experiments/STUDY/tables.json what the table depends on: the yaml
 files that its jobs were composed of, the code that its figures come from, and a digest of each in the runs' commit.
@@ -28,7 +29,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "experiments"
 # What makes the figures of a run, beside the classes that its config names: training, scoring, comparison;
-CODE = ("trainer", "step", "corpus", "scorer", "trial_results", "initial_weights", "report.comparison.evidence")
+CODE = ("experiment", "trainer", "step", "corpus", "scorer", "trial_results", "initial_weights", "numerics")
+CODE += tuple(f"report.comparison.{name}" for name in ("content", "evidence", "aligned", "ranking", "metrics"))
 # and of what these import that which can change a figure. The rest keeps, shows and watches.
 PARTS = ("models", "losses", "augment", "features", "features_stft", "ops", "data", "scoring", "schedule", "averages")
 PARTS += ("parameter_groups", "validation", "build", "counter", "non_finite", "loss_setup", *CODE)
@@ -36,30 +38,36 @@ PARTS += ("parameter_groups", "validation", "build", "counter", "non_finite", "l
 
 def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
     """Put the comparison of `sweep`'s runs into the study's README. Raises SystemExit."""
-    figure = next((argument[len("figure=") :] for argument in arguments if argument.startswith("figure=")), None)
-    keys = [argument for argument in arguments if not argument.startswith("figure=")]
+    own = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("figure=", "scored=")))
+    keys = [argument for argument in arguments if not argument.startswith(("figure=", "scored="))]
     runs = [json.loads(file.read_text()) for file in sorted(sweep.glob("????????????.json"))]
     folders = [sweep.parents[2] / run["run_dir"] for run in runs if run["status"] == "finished"]
     if not folders or len(folders) < len(runs):
         sys.exit(f"{sweep}: {len(folders)} of {len(runs)} jobs have finished")
-    with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "spkexp.compare", str(sweep), "format=markdown", f"output={output}", *keys]
-        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
-        if figure is not None:
-            shutil.copyfile(Path(output, "plots", f"{figure}.png"), STUDIES / study / f"{table}.png")
     known = [json.loads((folder / "environment.json").read_text()) for folder in folders]
-    commits = sorted({str(environment["git"]["commit"]) for environment in known})
-    if None in commits or any(environment["git"]["modified"] for environment in known):
+    states = [environment["git"] for environment in known]
+    if any(state["commit"] is None or state["modified"] for state in states):
         sys.exit(f"{sweep}: some of its runs are of code that was in no commit; commit it and run them anew")
-    dates = sorted({environment["started"][:10] for environment in known})
-    shown = " ".join(["python -m spkexp.compare", str(sweep), *keys]).replace(f"{sweep.parents[2]}/", "")
+    commits, dates = sorted({state["commit"] for state in states}), sorted({env["started"][:10] for env in known})
+    files = dependencies(folders, runs) + ([STUDIES / study / "noisy.py"] if "scored" in own else [])
+    depends_on = digests(files, commits[0])
+    if any(digests(files, commit) != depends_on for commit in commits):
+        sys.exit(f"{sweep}: what its runs depend on differs between {' and '.join(commits)}; run them anew")
+    compared = sorted(str(Path(own["scored"], folder.name)) for folder in folders) if "scored" in own else [str(sweep)]
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "spkexp.compare", *compared, "format=markdown", f"output={output}", *keys]
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+        if "figure" in own:
+            shutil.copyfile(Path(output, "plots", f"{own['figure']}.png"), STUDIES / study / f"{table}.png")
+    named = f"{Path(own['scored']).name}/*" if "scored" in own else f"runs/sweeps/{sweep.name}"
+    shown = " ".join(["python -m spkexp.compare", named, *keys]).replace(f"{sweep.parents[2]}/", "")
     origin = f"Made by `{shown}` of {len(folders)} runs of {' and '.join(dates)} at commit "
-    origin += " and ".join(f"`{commit[:7]}`" for commit in commits)
-    _replace(STUDIES / study / "README.md", table, f"{text.rstrip()}\n\n{origin}.\n")
-    entry = {"commits": commits, "dates": dates, "depends_on": digests(dependencies(folders, runs), commits[-1])}
+    text = f"{text.rstrip()}\n\n{origin}{' and '.join(f'`{commit[:7]}`' for commit in commits)}.\n"
+    _replace(STUDIES / study / "README.md", table, text)
     file = STUDIES / study / "tables.json"
     entries = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**entries, table: entry}, indent=1, sort_keys=True) + "\n")
+    entries[table] = {"commits": commits, "dates": dates, "text": digest(text), "depends_on": depends_on}
+    file.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
 def _replace(readme: Path, table: str, text: str) -> None:
@@ -81,7 +89,9 @@ def dependencies(folders: list[Path], runs: list[dict[str, Any]]) -> list[Path]:
         Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["manifest"] or "") for folder in folders
     }
     own = {STUDIES / file.name for file in manifests if (STUDIES / file.name).is_file()}
-    return sorted({*configs, *own, *(_file(module) for module in reach([*CODE, *modules]))})
+    code = {_file(module) for module in reach([*CODE, *modules])}
+    kernels = {kernel for file in code for kernel in file.parent.glob("*.c")}
+    return sorted({*configs, *own, *code, *kernels})
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -124,22 +134,25 @@ def _file(module: str) -> Path:
 
 
 def digests(files: list[Path], commit: str | None = None) -> dict[str, str]:
-    """Of each file, called from the repository's root, what it says without comments: 12 hex digits.
+    """The digest of each file, called from the repository's root, without comments; "" of one that is not there.
 
-    commit: as it was in that one, without those that it had not; None: as it is now.
+    commit: as it was in that one; None: as it is now.
     """
     found = {}
     for file in files:
         name = str(file.relative_to(ROOT))
         if commit is None:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8") if file.is_file() else None
         else:
             shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{commit}:{name}"], capture_output=True, text=True)
-            if shown.returncode != 0:
-                continue
-            text = shown.stdout
-        found[name] = hashlib.sha256(_said(text, file.suffix).encode()).hexdigest()[:12]
+            text = shown.stdout if shown.returncode == 0 else None
+        found[name] = "" if text is None else digest(_said(text, file.suffix))
     return found
+
+
+def digest(text: str) -> str:
+    """12 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _said(text: str, suffix: str) -> str:
@@ -147,6 +160,8 @@ def _said(text: str, suffix: str) -> str:
         return json.dumps(yaml.safe_load(text), sort_keys=True)
     if suffix == ".csv":
         return json.dumps(list(csv.reader(text.splitlines())))
+    if suffix == ".c":
+        return text
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -166,8 +181,8 @@ def check() -> int:
     for file in sorted(STUDIES.rglob("tables.json")):
         for table, entry in json.loads(file.read_text()).items():
             depends_on: dict[str, str] = entry["depends_on"]
-            there = digests([ROOT / name for name in depends_on if (ROOT / name).is_file()])
-            changed = [name for name, digest in depends_on.items() if there.get(name) != digest]
+            there = digests([ROOT / name for name in depends_on])
+            changed = [name for name in depends_on if there[name] != depends_on[name]]
             name = f"{file.parent.relative_to(ROOT)}/README.md, table {table}, {entry['commits'][0][:7]}"
             print(f"{name}: {'older than ' + ', '.join(changed) if changed else 'up to date'}")
             old += bool(changed)

@@ -132,7 +132,11 @@ def _config_groups() -> str:
     """The groups of conf/ and their options for --help, 80 columns wide."""
     root = config_folder()
     paragraphs = []
-    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and "hydra" not in path.parts):
+    inner = ("hydra", "experiments")  # of the studies the names, in a wheel too, where they are no link
+    folders = (
+        path for path in root.rglob("*") if path.is_dir() and not {*path.relative_to(root).parts[:-1]} & {*inner}
+    )
+    for folder in sorted(path for path in folders if path.name != "hydra"):
         text = f"{folder.relative_to(root)}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}"
         paragraphs.append(textwrap.fill(text, 78, subsequent_indent="    "))
     return textwrap.indent("\n".join(paragraphs), "  ")

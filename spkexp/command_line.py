@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from spkexp.errors import UserError
 
 _OPTIONS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i"}
+_LONG = (
+    *("--cfg", "--package", "--config-dir", "--info", "--multirun", "--run", "--resolve"),
+    *("--help", "--hydra-help", "--version", "--shell-completion"),
+)
 _NOT_OF_USE = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 
@@ -32,6 +36,8 @@ class CommandLine:
             # Hydra takes the beginning of a long option's name, too.
             if len(option) > 2 and any(name.startswith(option) for name in _NOT_OF_USE):
                 raise UserError(f"{option}: runs are made of conf/; for files of yours beside it: --config-dir DIR")
+            if option.startswith("--") and option not in _LONG:  # Hydra would take shortened ones, unseen by the check
+                raise UserError(f"{option}: no such option; there are {', '.join(_LONG)}")
             if option in _OPTIONS_WITH_VALUE:
                 following = [] if equals else [next(rest, "")]
                 value = value if equals else following[0]

@@ -48,7 +48,8 @@ KEYS
   reference=RUN    the run that the others are held against; default: the best
   seeds=combined   one row for all seeds of a configuration; apart: one each
   bootstrap=1000   replicates; 0: no tests, and intervals as results.json has
-  settings=shown   hidden: without the keys that the rows differ in
+  settings=shown   hidden: leave out the keys that the rows differ in, and
+                   their plots
   format=terminal  or markdown, latex, csv, json: what is printed
   output=DIR       write comparison.html, .md, .tex, .csv and .json, and the
                    plots (PNG, curves.json) into DIR/plots

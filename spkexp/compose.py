@@ -39,15 +39,15 @@ _EXTRAS = {
 def check_all(arguments: list[str], multirun: bool, config_dir: str | None = None, shows: bool = False) -> DictConfig:
     """Check the config of every job that the overrides make, before the first starts; returns that of the first.
 
-    config_dir: as Hydra's --config-dir. shows: nothing will run, so that one job of a
-    study, which is a sweep, will do. Raises ConfigError that lists all mistakes.
+    config_dir: as Hydra's --config-dir. shows: nothing will be trained, so that what a study sweeps over by itself is
+    left alone. Raises ConfigError that lists all mistakes.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir: {config_dir} is no folder"])
     with _hydra(config_dir):
         loader = GlobalHydra.instance().config_loader()
         parsed, mistakes = parse_overrides(arguments, OverridesParser.create(config_loader=loader))
-        of_config, unfit = _swept_by_config(parsed)
+        of_config, unfit = ([], list[str]()) if shows else _swept_by_config(parsed)
         mistakes += unfit
         if multirun:
             checked, unfit = _check_jobs([*of_config, *parsed])
@@ -60,7 +60,7 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
         else:
             sweeps = [o for o in parsed if o.is_sweep_override()]
             mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
-            if of_config and not shows:
+            if of_config:
                 keys = ", ".join(o.key_or_group for o in of_config)
                 mistakes.append(f"experiments={option('experiments')}: is a sweep over {keys}; add -m to run it")
             checked = [_check_one([str(o.input_line) for o in parsed if not o.is_sweep_override()])]
@@ -123,19 +123,25 @@ def parse_overrides(arguments: Sequence[str], parser: OverridesParser) -> tuple[
 
 def _swept_by_config(parsed: list[Override]) -> tuple[list[Override], list[str]]:
     """(what a study sweeps over, its hydra.sweeper.params, mistakes in it); the command line's word on a key counts."""
-    if not any(
-        override.key_or_group.startswith(("experiments", "hydra.sweeper", "hydra/sweeper")) for override in parsed
-    ):
+    if not any(o.key_or_group.startswith(("experiments", "hydra.sweeper", "hydra/sweeper")) for o in parsed):
         return [], []
+    studies = [override for override in parsed if override.key_or_group == "experiments"]
+    if len(studies) > 1 or any(override.is_sweep_override() for override in studies):
+        return [], ["experiments: one study at a time, for each says what it sweeps over"]
     try:
         _compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])
+        params = OmegaConf.to_container(HydraConfig.get().sweeper.get("params") or OmegaConf.create({}), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError):
         return [], []  # `_check_one` says what is wrong
-    sweeper = HydraConfig.get().sweeper
-    params = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
-    given = {override.get_key_element().lstrip("+") for override in parsed}
-    lines = [f"{key}={value}" for key, value in cast(dict[str, Any], params).items() if key not in given]
-    return parse_overrides(lines, OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()))
+    swept = {key: "null" if value is None else value for key, value in cast(dict[str, Any], params).items()}
+    given = {override.get_key_element() for override in parsed}
+    lines = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    found, mistakes = parse_overrides(
+        lines, OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    )
+    # To Hydra's sweeper ++seed is another key than seed: both would count, in jobs that are all the same.
+    forced = [key for key in given if key.startswith("+") and key.lstrip("+") in swept]
+    return found, mistakes + [f"{key}: the study sweeps over it; leave out the +" for key in forced]
 
 
 Checked = tuple[DictConfig | None, list[str]]

@@ -73,7 +73,8 @@ def _without(items: list[str], index: int) -> list[str]:
 
 def _unknown_group(key: str) -> str:
     root = config_folder()
-    groups = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+    folders = (Path(folder) for folder, _, _ in os.walk(root, followlinks=True))  # conf/experiments is a link
+    groups = sorted(str(path.relative_to(root)) for path in folders if path != root and any(path.glob("*.yaml")))
     close = get_close_matches(key, groups, n=1)
     return f"{key}: no such config group; " + (
         f"did you mean '{close[0]}'?" if close else f"there are {', '.join(groups)}"

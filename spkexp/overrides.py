@@ -64,7 +64,8 @@ class _Command:
         unfit = {argument: mistake for argument in allowed if (mistake := self._unfit_values(argument))}
         mistakes += unfit.values()
         try:
-            check_all([argument for argument in allowed if argument not in unfit], multirun)
+            # Nothing is trained: what a study sweeps over does not concern this command.
+            check_all([argument for argument in allowed if argument not in unfit], multirun, shows=True)
         except ConfigError as error:
             mistakes += error.mistakes
         if mistakes:

@@ -31,10 +31,12 @@ def noisy(speech: np.ndarray, noise: np.ndarray, snr_db: float, number: int) -> 
 def main() -> None:
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
     snr_db = float(sys.argv[3]) if len(sys.argv) > 3 else 5.0
-    noise, _ = soundfile.read(folder / "noise" / "boiler.flac")
+    noise, noise_rate = soundfile.read(folder / "noise" / "boiler.flac")
     table = pl.read_csv(STUDY / "real_speech.csv", infer_schema=False).filter(pl.col("split") != "train")
     for number, path in enumerate(table["path"]):
         speech, rate = soundfile.read(folder / path)
+        if rate != noise_rate:
+            sys.exit(f"{folder / path}: {rate} Hz, and the noise {noise_rate} Hz")
         looped = np.tile(noise, 1 + len(speech) // len(noise))
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(output / path, noisy(speech, looped, snr_db, number), rate)

@@ -6,14 +6,14 @@ from typing import Any
 
 from spkexp.report.comparison.figures import chosen, finish, new_figure, shortened, title
 
-MOST = 60  # rows that have room
-
 
 def intervals_plot(file: Path, content: Mapping[str, Any]) -> bool:
-    """The best row at the top, and those that differ from the reference significantly in grey. Returns whether there
-    was anything to compare: two rows."""
+    """The best row is at the top; grey are those that differ from the reference significantly.
+
+    Returns whether there was anything to compare: two rows.
+    """
     metric = chosen(content)
-    rows = [row for row in content["rows"] if metric["key"] in row["metrics"]][:MOST]
+    rows = [row for row in content["rows"] if metric["key"] in row["metrics"]]
     if len(rows) < 2:
         return False
     figure = new_figure(6.4, 1.0 + 0.27 * len(rows))
