@@ -2,10 +2,11 @@
 
     python benchmarks/export.py RUN [RUN ...] [--repeats 5] [--output FILE]
 
-Each RUN is a trained run whose validation trials are at hand. "utterances_per_second": of 3 s, one at a time and eight
-at a time, on one thread; torch and the two files take turns, and the median of the repeats counts. "eer": of the run's
-validation trials, as fractions, with the 95 % interval of the difference. "int8" quantises matrix products and
-convolutions, as the command does, "int8_matmul" the matrix products alone. "deviation" is that of the command's check.
+Each RUN is a trained run whose validation trials are at hand; without any, nothing is measured.
+"utterances_per_second": of 3 s, one at a time and eight at a time, on one thread; torch and the two files take turns,
+and the median of the repeats counts. "eer": of the run's validation trials, as fractions, with the 95 % interval of the
+difference. "int8" quantises matrix products and convolutions, as the command does, "int8_matmul" the matrix products
+alone. "deviation" is that of the command's check.
 """
 
 import tempfile
@@ -67,9 +68,12 @@ def measured(run: Path, folder: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parser(__doc__, "export")
-    arguments.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    arguments.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     arguments.add_argument("--repeats", type=int, default=5)
     given = arguments.parse_args()
+    if not given.runs:  # as `make benchmarks` starts it
+        print("export: give runs")
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         runs = {run.name: measured(run, Path(folder), given.repeats) for run in given.runs}

@@ -49,10 +49,15 @@ def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
     if any(state["commit"] is None or state["modified"] for state in states):
         sys.exit(f"{sweep}: some of its runs are of code that was in no commit; commit it and run them anew")
     commits, dates = sorted({state["commit"] for state in states}), sorted({env["started"][:10] for env in known})
-    files = dependencies(folders, runs) + ([STUDIES / study / "noisy.py"] if "scored" in own else [])
-    depends_on = digests(files, commits[0])
-    if any(digests(files, commit) != depends_on for commit in commits):
-        sys.exit(f"{sweep}: what its runs depend on differs between {' and '.join(commits)}; run them anew")
+    depends_on = dict[str, str]()
+    for commit in commits:
+        of_commit = [place for place, state in enumerate(states) if state["commit"] == commit]
+        files = dependencies([folders[place] for place in of_commit], [runs[place] for place in of_commit])
+        for name, found in digests(files, commit).items():
+            if depends_on.setdefault(name, found) != found:
+                sys.exit(f"{sweep}: {name} differs between {' and '.join(commits)}; run its jobs anew")
+    if "scored" in own:
+        depends_on |= digests([STUDIES / study / "noisy.py"])
     compared = sorted(str(Path(own["scored"], folder.name)) for folder in folders) if "scored" in own else [str(sweep)]
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "spkexp.compare", *compared, "format=markdown", f"output={output}", *keys]

@@ -4,7 +4,9 @@ A command that nothing here knows is an error, not something to skip. tests/docs
 tests/docs_material.py makes what a page may name.
 """
 
+import copy
 import importlib
+import os
 import re
 import shlex
 import sys
@@ -12,9 +14,12 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
+from hydra._internal.core_plugins import file_config_source
+from omegaconf import OmegaConf
 
 from spkexp.__main__ import COMMANDS
 from spkexp.command_line import CommandLine
@@ -27,6 +32,9 @@ FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"""(?:[^'"#\\]|\\.|'[^']*'|"(?:\\.|[^"\\])*"|(?<=\S)#)*""", re.DOTALL)
 # Folders of the pages that lie below the page's own folder in tests.
 _ELSEWHERE = re.compile(r"(?<![\w./])/(?=(?:corpora|fast|local|scratch)\b)")
+
+
+_PARSED: dict[tuple[str, int], Any] = {}
 
 
 class UnknownCommand(AssertionError):
@@ -153,10 +161,20 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _check_training(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
-    line = CommandLine.read([moved(argument) for argument in arguments])
+    # Seeds differ in nothing that is checked: one will do.
+    line = CommandLine.read([re.sub(r"^(seed=\d+),.*", r"\1", moved(argument)) for argument in arguments])
+    patch.setattr(file_config_source, "OmegaConf", SimpleNamespace(load=_parsed_once))
     # Every job of every study is composed by a test of its own: here what the command itself says.
     study = any(override.startswith("experiments=") for override in line.overrides)
     check_all(line.overrides, line.multirun, line.config_dir, shows=line.shows or study)
+
+
+def _parsed_once(file: TextIO) -> Any:
+    """OmegaConf.load for Hydra, which reads the same files for every command: parsing them is much of its time."""
+    key = (file.name, os.fstat(file.fileno()).st_mtime_ns)
+    if key not in _PARSED:
+        _PARSED[key] = OmegaConf.load(file)
+    return copy.deepcopy(_PARSED[key])
 
 
 def _others(command: Command) -> None:
@@ -178,6 +196,10 @@ def _others(command: Command) -> None:
             known = project["optional-dependencies"]
             missing = [extra for group in extras for extra in group.split(",") if extra not in known]
             assert not missing, f"{command.place}: pyproject.toml has no extra {missing}"
+            from_an_index = [word for word in arguments if word.startswith("spkexp")]
+            assert not from_an_index, f"{command.place}: spkexp is installed from its folder, -e '.[X]'"
+            if "-c" in arguments:
+                _is_there(command, ROOT / arguments[arguments.index("-c") + 1])
             return
         case ("conda" | "mamba", "env", "create", "-f", file):
             _is_there(command, ROOT / file)

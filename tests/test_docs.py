@@ -30,6 +30,8 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 QUICK = {"verify", "publish", "convert"}
 # `path/to/file`: in front of a block is what the reader puts into that file.
 _FILE = re.compile(r"`([\w./-]+\.(?:py|yaml|csv|txt|json))`:?$")
+_PLACEHOLDER = re.compile(r"^(?:FOLLOWS|COST|MARGIN|RESULT-[A-Z]+|To be written.*)$", re.MULTILINE)
+_EMPTY_TABLE = re.compile(r"<!-- table [\w-]+ -->\s*<!-- end -->")
 ENCODERS = ROOT / "docs" / "adding-an-encoder.md"
 
 
@@ -121,6 +123,16 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     loose = re.findall(r"^(?: {4}|\t)(?:python|spkexp|make|torchrun) .*$", text, re.MULTILINE)
     inside = "".join(content for _, _, content in fences(page))
     assert [line for line in loose if line not in inside] == []
+
+
+def test_no_page_waits_for_its_text() -> None:
+    """No line that was only to hold a place, and no table that was never written."""
+    mistakes = []
+    for page, name in zip(PAGES, NAMES, strict=True):
+        text = page.read_text(encoding="utf-8")
+        mistakes += [f"{name}: {found[0]}" for found in _PLACEHOLDER.finditer(text)]
+        mistakes += [f"{name}: {found[0]!r} is empty" for found in _EMPTY_TABLE.finditer(text)]
+    assert not mistakes, "\n".join(mistakes)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The figures and the table of docs/evaluation.md: four encoders of experiments/encoders, three seeds each, on real
+# The DET curves and the table of docs/evaluation.md: four encoders of experiments/encoders, three seeds each, on real
 # speech (15 minutes on 2 free cores). From the repository's root, in its environment:
 #   sh docs/figures/make.sh [CORPUS]
 set -eu
@@ -9,4 +9,3 @@ python -m spkexp.train experiments=encoders -m experiments/encoders/compute=conv
     data.root="$corpus" tracking.group=figures
 python -m spkexp.compare runs/sweeps/figures-* output=runs/figures
 cp runs/figures/plots/det.png docs/figures/det.png
-cp runs/figures/plots/against-parameters.png docs/figures/comparison.png

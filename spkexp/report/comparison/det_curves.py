@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spkexp.report.comparison.figures import legend, look, new_figure
+from spkexp.report.comparison.figures import MOST_COLOURED, legend, look, new_figure
 from spkexp.report.plots import det_axes, probit
 
 
@@ -13,10 +13,10 @@ def det_curves(file: Path, content: Mapping[str, Any]) -> bool:
     rows = [(place, row) for place, row in enumerate(content["rows"]) if row["det"] is not None]
     if not rows:
         return False
-    figure = new_figure(5.4, 5.2)
+    figure = new_figure(5.4, 5.3 + 0.1 * min(len(rows), MOST_COLOURED + 1))
     axes = det_axes(figure)
     for place, row in rows:
         axes.plot(probit(row["det"]["false_alarm"]), probit(row["det"]["miss"]), **look(place))
-    legend(axes, [(place, row["name"]) for place, row in rows], loc="best")
+    legend(axes, [(place, row["name"]) for place, row in rows], loc="below")
     figure.savefig(file)
     return True

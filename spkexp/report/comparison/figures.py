@@ -33,8 +33,8 @@ def look(place: int) -> dict[str, Any]:
     return {"color": colour, "linestyle": style, "linewidth": 1.7, "zorder": 3 + MOST_COLOURED - place}
 
 
-def legend(axes: "Axes", drawn: Sequence[tuple[int, str]], loc: Literal["best", "upper right"]) -> None:
-    """drawn: (place in the ranking, name) of the rows; the grey ones are one entry."""
+def legend(axes: "Axes", drawn: Sequence[tuple[int, str]], loc: Literal["best", "below"]) -> None:
+    """drawn: (place in the ranking, name) of the rows; the grey ones are one entry. below: under the axes."""
     from matplotlib.lines import Line2D
 
     shown = [(place, name) for place, name in drawn if place < MOST_COLOURED]
@@ -43,7 +43,10 @@ def legend(axes: "Axes", drawn: Sequence[tuple[int, str]], loc: Literal["best", 
     if len(drawn) > len(shown):
         lines.append(Line2D([], [], color=GREY, linewidth=0.8))
         names.append(f"the {len(drawn) - len(shown)} others")
-    found = axes.legend(lines, names, fontsize=8, framealpha=0.9, edgecolor="none", loc=loc)
+    if loc == "below":
+        found = axes.figure.legend(lines, names, fontsize=8, frameon=False, ncols=2, loc="outside lower center")
+    else:
+        found = axes.legend(lines, names, fontsize=8, framealpha=0.9, edgecolor="none", loc=loc)
     for text in found.get_texts():
         text.set_parse_math(False)
 
