@@ -66,7 +66,7 @@ def write(study: str, table: str, sweep: Path, arguments: list[str]) -> None:
             shutil.copyfile(Path(output, "plots", f"{own['figure']}.png"), STUDIES / study / f"{table}.png")
     named = f"{Path(own['scored']).name}/*" if "scored" in own else f"runs/sweeps/{sweep.name}"
     shown = " ".join(["python -m spkexp.compare", named, *keys]).replace(f"{sweep.parents[2]}/", "")
-    origin = f"Made by `{shown}` of {len(folders)} runs of {' and '.join(dates)} at commit "
+    origin = f"Made by `{shown}` of {len(folders)} run{'s' * (len(folders) > 1)} of {' and '.join(dates)} at commit "
     text = f"{text.rstrip()}\n\n{origin}{' and '.join(f'`{commit[:7]}`' for commit in commits)}.\n"
     _replace(STUDIES / study / "README.md", table, text)
     file = STUDIES / study / "tables.json"
