@@ -60,7 +60,7 @@ def check_all(arguments: list[str], multirun: bool, config_dir: str | None = Non
         else:
             sweeps = [o for o in parsed if o.is_sweep_override()]
             mistakes += [f"{o.key_or_group}: {o.input_line} is a sweep; add -m to run it" for o in sweeps]
-            if of_config:
+            if of_config and option("experiments") != "None":
                 keys = ", ".join(o.key_or_group for o in of_config)
                 mistakes.append(f"experiments={option('experiments')}: is a sweep over {keys}; add -m to run it")
             checked = [_check_one([str(o.input_line) for o in parsed if not o.is_sweep_override()])]

@@ -28,7 +28,7 @@ DESCRIPTION
 KEYS
   model=NAME          a file of conf/model; default: ecapa_small
   model.KEY=VALUE     any key of it, e.g. model.encoder.channels=256
-  experiments=NAME    a study's model; with -m several: experiments/NAME/GROUP=A,B
+  experiments=NAME    a study's model; with -m: experiments/NAME/GROUP=A,B
   seconds=2.0         length of an utterance
   batch_sizes=1,32    for memory and speed
   memory_gib=16       also: the largest batch that fits into so many GiB

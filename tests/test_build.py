@@ -45,7 +45,7 @@ def test_what_a_constructor_refuses_is_named() -> None:
 
 
 def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mypackage.py").write_text(
+    (tmp_path / "my_encoders.py").write_text(
         "from spkexp.models.xvector import XVector\nclass Mine(XVector):\n    pass\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -54,13 +54,13 @@ def test_a_trusted_package_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         {name: t.contiguous() for name, t in build.model(cfg.model).state_dict().items()},
         tmp_path / "model.safetensors",
     )
-    cfg.model.encoder["_target_"] = "mypackage.Mine"
+    cfg.model.encoder["_target_"] = "my_encoders.Mine"
     OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
     with pytest.raises(
-        UserError, match=r"mypackage.Mine is no class of spkexp; if you trust that code: trust=\[mypackage\]"
+        UserError, match=r"my_encoders.Mine is no class of spkexp; if you trust that code: trust=\[my_encoders\]"
     ):
         build.trained_model(tmp_path)
-    assert type(build.trained_model(tmp_path, ("mypackage",))[0].encoder).__name__ == "Mine"
+    assert type(build.trained_model(tmp_path, ("my_encoders",))[0].encoder).__name__ == "Mine"
 
 
 def test_speed_copies_and_samplers(make_corpus: Corpus) -> None:

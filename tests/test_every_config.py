@@ -30,7 +30,7 @@ TINY += ["scoring.bootstrap=0", "scoring.projection=null", "scoring.hardest=0", 
 PAIRS = {"ge2e", "angular_prototypical", "triplet", "supervised_contrastive", "aam_ge2e"}
 # Without features that masks could be laid over.
 OF_WAVEFORM = {"sinctdnn", "rawnet3", "wav2vec2", "hubert", "wavlm"}
-SLOW = LARGE | {"eres2netv2", "redimnet_b2", "resnet34", "res2net"}
+SLOW = LARGE | {"campplus", "conformer", "eres2netv2", "redimnet_b2", "resnet34", "res2net"}
 # What other tests run, because it needs a corpus, other machines or a run: tests/test_docs.py runs each corpus.
 ELSEWHERE = ("data/", "preset/large_margin", "hydra/", "tracking/")
 

@@ -267,6 +267,7 @@ def test_weight_decay_spares_what_is_marked() -> None:
     assert counted == len(list(model.parameters())) + len(list(head.parameters()))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_its_model_does_not_ask_for_the_kernel_it_was_trained_with(
     make_corpus: Corpus, tmp_path: Path
 ) -> None:

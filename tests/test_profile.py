@@ -81,7 +81,10 @@ def test_modules_without_timing(run: Run) -> None:
         (["memory_gib=-1"], "memory_gib: must be > 0, got '-1'"),
         (["precision=fp64"], "precision: must be one of fp32, bf16; got 'fp64'"),
         (["secnds=2"], "secnds: profile takes no 'secnds'; did you mean 'seconds'?"),
-        (["trainer.epochs=3"], "trainer.epochs: profile takes no 'trainer.epochs'; it takes model, model.KEY, seconds"),
+        (
+            ["trainer.epochs=3"],
+            "trainer.epochs: profile takes no 'trainer.epochs'; it takes model, model.KEY, experiments,",
+        ),
         (["ecapa"], "ecapa: expected KEY=VALUE"),
         (["--verbose"], "--verbose: no such option; there are -m and --help"),
     ],
@@ -120,5 +123,5 @@ def test_the_help_page(run: Run) -> None:
     assert done.code == 0
     assert max(map(len, done.out.splitlines())) <= 80
     keys = set(re.findall(r"^  ([a-z_]+)=", done.out, re.MULTILINE))
-    assert keys == {"model", *profile.Arguments.model_fields} - {"overrides"}
+    assert keys == {"model", "experiments", *profile.Arguments.model_fields} - {"overrides"}
     assert "profile" in __main__.COMMANDS

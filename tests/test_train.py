@@ -163,7 +163,9 @@ WHOLE = ["data/sampler=bucketed", "data.sampler.buckets=2", "data.sampler.multip
 
 
 @pytest.mark.parametrize(
-    ("processes", "more"), [(1, []), (2, [*WHOLE, "augment=simulated"])], ids=["crops", "two processes, whole"]
+    ("processes", "more"),
+    [(1, []), pytest.param(2, [*WHOLE, "augment=simulated"], marks=pytest.mark.slow)],
+    ids=["crops", "two processes, whole"],
 )
 def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(
     make_corpus: Corpus, tmp_path: Path, processes: int, more: list[str]
@@ -211,7 +213,9 @@ def wait_for(condition: object, process: subprocess.Popen[bytes], seconds: float
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_stopped_by_a_signal_saves_and_goes_on(
     make_corpus: Corpus, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -320,6 +324,7 @@ def test_augmentation_from_outside(make_corpus: Corpus, tmp_path: Path) -> None:
     assert "augment.waveform.branches.faded.lwo: Fade takes no 'lwo'; did you mean 'low'?" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_augmented_training_repeats_with_any_number_of_workers(make_corpus: Corpus, tmp_path: Path) -> None:
     """Noise, rooms, speeds and a sampler that repeats utterances: the same weights."""
     manifest = make_corpus()

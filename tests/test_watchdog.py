@@ -67,6 +67,7 @@ def test_a_folder_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None
     assert "has made no progress for 1 s since the long phase" in done.stderr
 
 
+@pytest.mark.slow
 def test_progress_pauses_and_suspension_keep_a_process_alive(tmp_path: Path) -> None:
     """Suspended as Ctrl-Z does it, with all that it started, and for longer than anything may take."""
     arguments = [sys.executable, "-c", PROGRAM, "suspend", str(tmp_path)]

@@ -20,6 +20,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     small.close()
 
 
+@pytest.mark.slow
 def test_full(victim: Victim, disk: Disk, whole: Path) -> None:
     victim.live_on(disk)
     run = victim.start()

@@ -33,6 +33,7 @@ def launched(victim: Victim, launcher: str) -> list[str]:
     return ["trainer.nproc=2"] if launcher == "nproc" else []
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again(victim: Victim, tmp_path: Path) -> None:
     run = victim.start(*launched(victim, "nproc"), "trainer.max_restarts=1", fault("Kill", tmp_path / "struck"))
     assert run.wait() == 0, run.text()

@@ -7,6 +7,7 @@ import pytest
 from tests.faults.soak import SCENES, soak
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path) -> None:
     (tally,) = soak(4, seed=1, only=["one process"], folder=tmp_path, forked=True).values()
     assert tally.good, tally
